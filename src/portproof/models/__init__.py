@@ -1,0 +1,1 @@
+"""Mirrored models that ship with portproof; they know nothing of the harness."""
