@@ -4,9 +4,12 @@ from __future__ import annotations
 
 
 class PortproofError(Exception):
-    """Something could not be judged; the message is complete and is shown without a traceback (exit code 2)."""
+    """Something could not be judged: the message is complete and shown without a traceback (exit code 2).
 
-    exit_code = 2
+    ``details`` is what `--debug` shows below it, such as the traceback of a worker.
+    """
+
+    details: str = ""
 
 
 class MirrorError(PortproofError):
@@ -26,7 +29,7 @@ class CheckpointError(PortproofError):
 
 
 class WorkerError(PortproofError):
-    """A worker process failed; ``details`` holds its traceback, shown only with ``--debug``."""
+    """A worker process failed, or the user's code in it."""
 
     def __init__(self, message: str, *, details: str = "") -> None:
         super().__init__(message)

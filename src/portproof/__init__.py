@@ -1,0 +1,54 @@
+"""portproof: proves that a model ported from PyTorch to TensorFlow is the same model.
+
+The public names are loaded when they are first asked for, so that the command line answers before NumPy is imported,
+and comparing and reporting work without either framework.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from portproof.check import capture, check
+    from portproof.compare import compare
+    from portproof.compare.verdict import Policy, judge
+    from portproof.errors import PortproofError
+    from portproof.mirror import InputSpec, Mirror
+    from portproof.report import Report
+    from portproof.trace import Trace
+
+__version__ = "0.1.0"
+__all__ = [
+    "InputSpec",
+    "Mirror",
+    "Policy",
+    "PortproofError",
+    "Report",
+    "Trace",
+    "capture",
+    "check",
+    "compare",
+    "judge",
+]
+
+_HOMES = {
+    "InputSpec": "mirror",
+    "Mirror": "mirror",
+    "Policy": "compare.verdict",
+    "PortproofError": "errors",
+    "Report": "report",
+    "Trace": "trace",
+    "capture": "check",
+    "check": "check",
+    "compare": "compare",
+    "judge": "compare.verdict",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value  # also replaces the submodule of the same name that the import has just put here
+    return value

@@ -1,0 +1,164 @@
+"""Alignment: which tensor and which layer of one side stands for which of the other, without a hand-written table.
+
+By name where names correspond (exactly, then without regard to separators and case, then as the only one that ends
+so); otherwise by order, with the shapes of the parameters and outputs as evidence. What stays alone is named, never
+dropped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+
+from portproof.trace import ParameterRecord
+
+# Buffers that only one framework keeps and that no output depends on; they are counted, and left out of the pairing.
+BOOKKEEPING = frozenset({"num_batches_tracked"})
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Names of side a to names of side b; ``by_order`` are the pairs that names alone did not give."""
+
+    pairs: dict[str, str]
+    by_order: frozenset[str]
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+
+
+def normalised(name: str) -> str:
+    """A name without the differences between frameworks' habits: separators and case."""
+    return re.sub(r"[^a-z0-9]+", ".", name.lower()).strip(".")
+
+
+def pair_names(a: Sequence[str], b: Sequence[str]) -> dict[str, str]:
+    """The pairs that names alone give, in the order of ``a``."""
+    pairs = {name: name for name in a if name in set(b)}
+    for key in (normalised, lambda name: normalised(name).replace(".", "")):
+        rest_a = [name for name in a if name not in pairs]
+        taken = set(pairs.values())
+        pairs |= _unique_matches(rest_a, [name for name in b if name not in taken], key)
+    taken = set(pairs.values())
+    rest_a, rest_b = [name for name in a if name not in pairs], [name for name in b if name not in taken]
+    pairs |= _suffix_matches(rest_a, rest_b)
+    return {name: pairs[name] for name in a if name in pairs}
+
+
+def pair_parameters(a: Sequence[ParameterRecord], b: Sequence[ParameterRecord]) -> Pairing:
+    """Pair two sides' parameters and buffers. Both sequences are in order of definition or, better, of execution.
+
+    Paired tensors may differ in shape: that is for the caller to judge.
+    """
+    a = [record for record in a if record.role not in BOOKKEEPING]
+    b = [record for record in b if record.role not in BOOKKEEPING]
+    pairs = pair_names([record.name for record in a], [record.name for record in b])
+    taken = set(pairs.values())
+    layers_a = _by_layer(record for record in a if record.name not in pairs)
+    layers_b = _by_layer(record for record in b if record.name not in taken)
+    by_order: dict[str, str] = {}
+    for layer_a, layer_b in _in_order(
+        list(layers_a), list(layers_b), lambda name: _signature(layers_a[name]), lambda name: _signature(layers_b[name])
+    ):
+        roles = {record.role: record.name for record in layers_b[layer_b]}
+        by_order |= {record.name: roles[record.role] for record in layers_a[layer_a]}
+    pairs |= by_order
+    taken = set(pairs.values())
+    return Pairing(
+        {record.name: pairs[record.name] for record in a if record.name in pairs},
+        frozenset(by_order),
+        tuple(record.name for record in a if record.name not in pairs),
+        tuple(record.name for record in b if record.name not in taken),
+    )
+
+
+def pair_layers(
+    a: Sequence[str],
+    b: Sequence[str],
+    known: Mapping[str, str],
+    signature_a: Callable[[str], Hashable],
+    signature_b: Callable[[str], Hashable],
+) -> Pairing:
+    """Pair layers given in execution order. ``known`` are pairs that the parameters have settled already.
+
+    ``signature_*`` give what two layers need to share to be paired by order (kind and output shape), or ``None`` for
+    layers that only a name may pair (containers).
+    """
+    pairs = {first: second for first, second in known.items() if first in set(a) and second in set(b)}
+    taken = set(pairs.values())
+    pairs |= pair_names([name for name in a if name not in pairs], [name for name in b if name not in taken])
+    anchor_b = {second: first for first, second in pairs.items()}
+
+    def token_a(name: str) -> Hashable:
+        return ("anchor", name) if name in pairs else ("free", signature_a(name))
+
+    def token_b(name: str) -> Hashable:
+        return ("anchor", anchor_b[name]) if name in anchor_b else ("free", signature_b(name))
+
+    candidates_a = [name for name in a if name in pairs or signature_a(name) is not None]
+    candidates_b = [name for name in b if name in anchor_b or signature_b(name) is not None]
+    by_order = {
+        first: second for first, second in _in_order(candidates_a, candidates_b, token_a, token_b) if first not in pairs
+    }
+    pairs |= by_order
+    taken = set(pairs.values())
+    return Pairing(
+        {name: pairs[name] for name in a if name in pairs},
+        frozenset(by_order),
+        tuple(name for name in a if name not in pairs),
+        tuple(name for name in b if name not in taken),
+    )
+
+
+def _unique_matches(a: Sequence[str], b: Sequence[str], key: Callable[[str], str]) -> dict[str, str]:
+    counts_a, counts_b = Counter(map(key, a)), Counter(map(key, b))
+    index_b = {key(name): name for name in b}
+    return {
+        name: index_b[key(name)] for name in a if counts_a[key(name)] == 1 and counts_b.get(key(name)) == 1
+    }
+
+
+def _suffix_matches(a: Sequence[str], b: Sequence[str]) -> dict[str, str]:
+    """Pairs in which one name is the other with a prefix, such as ``features.0`` and ``backbone.features.0``.
+
+    A shared last word alone (``conv.weight`` and ``head.conv.weight``) could pair strangers, so the prefix has to be
+    the same one for every name that is matched by it.
+    """
+    if not a or not b:
+        return {}
+    by_name_b = {normalised(name): name for name in b}
+    by_name_a = {normalised(name): name for name in a}
+    first_a, first_b = next(iter(by_name_a)), next(iter(by_name_b))
+    for long, short, flipped in ((by_name_b, first_a, False), (by_name_a, first_b, True)):
+        prefixes = [name[: -len(short)] for name in long if name.endswith("." + short)]
+        if len(prefixes) == 1:
+            prefix = prefixes[0]
+            if flipped:
+                return {by_name_a[prefix + name]: real for name, real in by_name_b.items() if prefix + name in by_name_a}
+            return {real: by_name_b[prefix + name] for name, real in by_name_a.items() if prefix + name in by_name_b}
+    return {}
+
+
+def _in_order(
+    a: Sequence[str],
+    b: Sequence[str],
+    token_a: Callable[[str], Hashable],
+    token_b: Callable[[str], Hashable],
+) -> list[tuple[str, str]]:
+    matcher = SequenceMatcher(None, [token_a(name) for name in a], [token_b(name) for name in b], autojunk=False)
+    return [
+        (a[block.a + i], b[block.b + i]) for block in matcher.get_matching_blocks() for i in range(block.size)
+    ]
+
+
+def _by_layer(records: Iterable[ParameterRecord]) -> dict[str, list[ParameterRecord]]:
+    layers: dict[str, list[ParameterRecord]] = {}
+    for record in records:
+        layers.setdefault(record.layer, []).append(record)
+    return layers
+
+
+def _signature(records: Sequence[ParameterRecord]) -> Hashable:
+    return tuple(sorted((record.role, record.shape) for record in records))

@@ -1,0 +1,95 @@
+"""Excite a torch model: weights and statistics that leave no path idle, so that a defect anywhere can be seen.
+
+A freshly initialised model hides defects: zero-initialised last BatchNorms switch off whole residual branches, biases
+are zero, running statistics are 0 and 1 whatever the layer sees. Naive random values go to the other extreme: on a deep
+network the outputs grow until float32 noise covers everything. So constant tensors get random values, each BatchNorm
+gets the statistics of the data that it really sees (then moved a little, so that swapped or stale ones show), and a
+linear head is centred so that the outputs depend on the input. Every value is a float32 number, so that both precisions
+hold the very same weights.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+# 0.5 at the end of a residual branch (where the affine weight starts at zero) keeps the variance from doubling with
+# every block.
+_RESIDUAL_SCALE = 0.5
+_SPREAD = 0.2
+_NORMS = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.LayerNorm, torch.nn.GroupNorm)
+
+
+def excite(model: torch.nn.Module, run: Callable[[], Any], seed: int) -> None:
+    """Change ``model`` in place. ``run`` calls it once on the main inputs and returns its output.
+
+    Constant tensors become random, BatchNorm statistics become those of the data moved by about a tenth of a standard
+    deviation, and the bias of a linear layer that gives the model's output is centred.
+    """
+    residual_ends = {id(norm.weight) for norm in model.modules() if isinstance(norm, _NORMS) and norm.weight is not None}
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.numel() and bool((parameter == parameter.flatten()[0]).all()):
+            constant = float(parameter.flatten()[0].detach())
+            noise = torch.from_numpy(_rng(seed, name).standard_normal(tuple(parameter.shape)))
+            with torch.no_grad():
+                if constant == 0.0 and id(parameter) in residual_ends:
+                    parameter.copy_(_RESIDUAL_SCALE * torch.exp(_SPREAD * noise))
+                else:
+                    parameter.copy_(_excited(constant, noise))
+    norms = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+    ]
+    momenta = [module.momentum for _, module in norms]
+    was_training = model.training
+    last: list[tuple[torch.nn.Module, Any]] = []
+    hooks = [
+        module.register_forward_hook(lambda module, _, output: last.append((module, output)))
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear)
+    ]
+    with torch.no_grad():
+        if norms:
+            for _, norm in norms:
+                norm.momentum = 1.0  # the running statistics become those of this batch
+            model.train()
+            run()
+            for (name, norm), momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+                _move_statistics(norm, _rng(seed, name))
+        model.eval()
+        last.clear()
+        output = run()
+        for module, produced in last:
+            if produced is output and module.bias is not None:
+                module.bias -= produced.reshape(-1, produced.shape[-1]).mean(0)
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point():
+                tensor.copy_(tensor.float().to(tensor.dtype))
+    for hook in hooks:
+        hook.remove()
+    model.train(was_training)
+
+
+def _excited(constant: float, noise: torch.Tensor) -> torch.Tensor:
+    if noise.dim() > 1:  # a kernel that starts constant: as large as an ordinary initialisation would make it
+        return constant + noise / noise[0].numel() ** 0.5
+    if constant == 0.0:  # a bias
+        return _SPREAD * noise
+    return constant * torch.exp(_SPREAD * noise)  # the affine weight of a normalisation, or a scale
+
+
+def _move_statistics(norm: Any, rng: np.random.Generator) -> None:
+    mean_noise, variance_noise = (torch.from_numpy(rng.standard_normal(norm.num_features)) for _ in range(2))
+    norm.running_mean.add_(0.1 * norm.running_var.sqrt() * mean_noise)
+    norm.running_var.mul_(torch.exp(_SPREAD * variance_noise))
+
+
+def _rng(seed: int, name: str) -> np.random.Generator:
+    # By name and not by position, so that a tensor's values do not depend on the tensors before it.
+    return np.random.default_rng([seed, zlib.crc32(name.encode())])

@@ -1,0 +1,449 @@
+"""Capture of the TensorFlow side: runs the phases of a job on a Keras model (Keras 2 or 3) and writes what happened."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+
+from portproof.alignment import pair_parameters
+from portproof.capture import kinds
+from portproof.capture.exact import make_exact
+from portproof.capture.job import MAIN, Job, Weights
+from portproof.capture.loading import call_factory, describe, load_factory, takes_by_name
+from portproof.capture.recorder import Recorder, flatten
+from portproof.errors import MirrorError, SetupError, WorkerError
+from portproof.plan import ADAMW, SGD, STEPS, Phase
+from portproof.trace import MODEL, LayerRecord, ParameterRecord, TraceWriter
+from portproof.transfer import fit_shape
+from portproof.transfer import tensorflow as weights_tf
+from portproof.transfer.checkpoints import load_tensorflow
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class Side:
+    """The TensorFlow side of a job: `prepare` once, then `run` phase after phase.
+
+    Each precision has a model of its own, made by the same factory under another default dtype: a Keras layer cannot
+    change its dtype after it was built.
+    """
+
+    def __init__(self, job: Job, writer: TraceWriter) -> None:
+        self.job = job
+        self.writer = writer
+        self.notes: list[str] = []
+        self.environment = prepare_framework(job.threads)
+        # Before the user's module is imported, so that it finds the exact operations under every name.
+        self.exact = make_exact()
+        self.models: dict[str, _Model] = {}
+
+    def prepare(self) -> None:
+        """Load the factory, build the first model and settle the weights."""
+        self.factory = load_factory(self.job.factory)
+        self.inputs = self.job.load_inputs()
+        precision = self.job.phases[0].precision if self.job.phases else "float32"
+        model = self._model(precision)
+        if self.job.checkpoint:
+            load_tensorflow(model.keras, self.job.checkpoint)
+        if self.job.weights == "take":
+            self.weights = Weights.read(self.job.wait_for("weights", "the weights of the other side"))
+            self.source = self._place(model)
+        else:
+            values = weights_tf.read(model.keras)
+            self.weights = Weights(tuple(model.parameters()), values, values)
+            self.source = {name: name for name in values}
+            if self.job.weights == "give":
+                self.weights.write(self.job.exchange)
+
+    def replaced(self) -> tuple[str, ...]:
+        """Operations with float32 constants that were evaluated exactly in float64."""
+        return self.exact.names()
+
+    def parameters(self) -> list[ParameterRecord]:
+        """The model's parameters and buffers."""
+        return next(iter(self.models.values())).parameters()
+
+    def layers(self) -> list[LayerRecord]:
+        """The model's layers, in order of definition."""
+        model = next(iter(self.models.values()))
+        with_children = {parent for _, parent in model.layers.values()}
+        return [
+            LayerRecord(
+                name=path or MODEL,
+                kind=kinds.kind(layer),
+                type=type(layer).__name__,
+                parent=None if parent is None else parent or MODEL,
+                leaf=path not in with_children,
+                stage=parent == "",
+                settings=kinds.settings(layer),
+            )
+            for path, (layer, parent) in model.layers.items()
+        ]
+
+    def run(self, phase: Phase) -> dict[str, Any]:
+        """Run one phase; returns its calls and the facts that are not tensors.
+
+        Raises:
+            WorkerError: the model raised in float32.
+        """
+        try:
+            model = self._model(phase.precision)
+            values = getattr(self.weights, phase.weights)
+            model.write({name: values[source] for name, source in self.source.items()})
+            if phase.batches:
+                return self._forward(model, phase)
+            if phase.optimizer:
+                return self._optimize(model, phase)
+            return self._differentiate(model, phase)
+        except Exception as error:
+            if phase.precision == "float64":
+                return {"unavailable": describe(error)}
+            raise self._failed(f"in {phase.name}", error) from error
+
+    def _model(self, precision: str) -> _Model:
+        if precision not in self.models:
+            tf.keras.backend.clear_session()  # so that the second model's layers get the same names as the first one's
+            tf.keras.backend.set_floatx(precision)
+            tf.keras.mixed_precision.set_global_policy(precision)
+            tf.keras.utils.set_random_seed(self.job.seed)
+            keras = call_factory(self.factory, self.job.factory)
+            if not isinstance(keras, tf.keras.Model):
+                raise MirrorError(f"The factory {self.job.factory} returned a {type(keras).__name__}, not a keras.Model.")
+            model = _Model(keras, precision, self.inputs, {spec.name: spec.layout for spec in self.job.inputs})
+            if not keras.built or not keras.weights:
+                try:
+                    model(MAIN)
+                except Exception as error:
+                    raise self._failed("on its main inputs", error) from error
+            dropped = model.switch_off_dropout()
+            if dropped and not self.models:
+                self.notes.append(f"dropout is off in {dropped} layers: the frameworks draw different masks")
+            self.models[precision] = model
+            self.exact.clear()  # constants of initializers are nobody's concern: the weights are overwritten
+        return self.models[precision]
+
+    def _place(self, model: _Model) -> dict[str, str]:
+        """Which of the source's tensors each variable gets; those of another shape keep their own values."""
+        pairing = pair_parameters(self.weights.records, model.parameters())
+        if pairing.only_a or pairing.only_b:
+            model.sort_by_execution()
+            pairing = pair_parameters(self.weights.records, model.parameters())
+        shapes = {record.name: record.shape for record in model.parameters()}
+        placed = {}
+        for source, name in pairing.pairs.items():
+            for values in (self.weights.initial, self.weights.excited):
+                fitted = fit_shape(values[source], shapes[name])
+                if fitted is not None:
+                    values[source] = fitted
+                    placed[name] = source
+        return placed
+
+    def _forward(self, model: _Model, phase: Phase) -> dict[str, Any]:
+        for case in self.inputs:
+            for i, tensor in enumerate(_tensors(model(case, training=False))):
+                self.writer.add(f"{phase.name}/batch/{case}:{i}", np.asarray(tensor))
+        return {"calls": []}
+
+    def _differentiate(self, model: _Model, phase: Phase) -> dict[str, Any]:
+        inputs = model.inputs(MAIN)
+        differentiable = {name: tensor for name, tensor in inputs.items() if tensor.dtype.is_floating}
+        layouts = Layouts(tensor for name, tensor in inputs.items() if name in model.moved)
+        recorder = Recorder(self.writer, phase.name, id, layouts.to_array)
+        for name, tensor in inputs.items():
+            recorder.add_source(name, tensor)
+        if phase.objective == "none":
+            with self._recording(model, recorder, layouts, phase):
+                model.call(inputs, training=phase.training)
+            return {"calls": recorder.calls}
+        variables = model.trainable()
+        with tf.GradientTape() as tape:
+            for tensor in differentiable.values():
+                tape.watch(tensor)
+            with self._recording(model, recorder, layouts, phase):
+                outputs = list(_tensors(model.call(inputs, training=phase.training)))
+            loss = objective(outputs, phase.objective)
+        sources = [each.variable for each in variables] + list(differentiable.values())
+        names = [each.record.name for each in variables] + list(differentiable)
+        gradients = tape.gradient(loss, sources)
+        self.writer.add(f"{phase.name}/loss/loss", np.asarray(loss))
+        facts: dict[str, Any] = {"calls": recorder.calls}
+        facts["unconnected"] = [name for name, gradient in zip(names, gradients, strict=True) if gradient is None]
+        arrays = [
+            np.zeros(source.shape, tf.as_dtype(source.dtype).as_numpy_dtype)
+            if gradient is None
+            else np.asarray(tf.convert_to_tensor(gradient))
+            for source, gradient in zip(sources, gradients, strict=True)
+        ]
+        if phase.norms:
+            facts["gradient_maxima"] = {
+                name: float(np.abs(array).max()) for name, array in zip(names[: len(variables)], arrays, strict=False)
+            }
+            return facts
+        for each, array in zip(variables, arrays, strict=False):
+            self.writer.add(f"{phase.name}/gradient/{each.record.name}", each.layout.to_canonical(array))
+        for name, array in zip(differentiable, arrays[len(variables) :], strict=True):
+            moved = np.moveaxis(array, -1, 1) if name in model.moved else array
+            self.writer.add(f"{phase.name}/input-gradient/{name}", moved)
+        if phase.training:
+            self._store_buffers(model, phase)
+        return facts
+
+    def _optimize(self, model: _Model, phase: Phase) -> dict[str, Any]:
+        inputs = model.inputs(MAIN)
+        trainable = model.trainable()
+        variables = [each.variable for each in trainable]
+        # One flat variable instead of hundreds: these optimizers work element by element, so the numbers are the same,
+        # and Keras' cost per variable (0.4 s a step on RepViT KWS) is paid once.
+        flat = _keras_variable(tf.concat([tf.reshape(each, [-1]) for each in variables], 0))
+        if phase.optimizer == "sgd":
+            optimizer = tf.keras.optimizers.SGD(SGD["learning_rate"], momentum=SGD["momentum"])
+        else:
+            optimizer = tf.keras.optimizers.AdamW(**ADAMW)
+        for step in range(1, STEPS + 1):
+            with tf.GradientTape() as tape:
+                loss = objective(list(_tensors(model.call(inputs, training=True))), phase.objective)
+            gradients = tape.gradient(loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            if phase.optimizer == "adamw":
+                # Keras adds epsilon to the square root of the raw second moment, torch to that of the corrected one.
+                optimizer.epsilon = ADAMW["epsilon"] * (1 - ADAMW["beta_2"] ** step) ** 0.5
+            optimizer.apply_gradients([(tf.concat([tf.reshape(each, [-1]) for each in gradients], 0), flat)])
+            parts = tf.split(tf.convert_to_tensor(flat), [each.record.size for each in trainable])
+            for variable, part in zip(variables, parts, strict=True):
+                variable.assign(tf.reshape(part, variable.shape))
+        for each in model.trainable():
+            self.writer.add(f"{phase.name}/parameter/{each.record.name}", each.read())
+        self._store_buffers(model, phase)
+        return {"calls": []}
+
+    def _store_buffers(self, model: _Model, phase: Phase) -> None:
+        for each in model.variables:
+            if not each.record.trainable and tf.as_dtype(each.variable.dtype).is_floating:
+                self.writer.add(f"{phase.name}/buffer/{each.record.name}", each.read())
+
+    @contextmanager
+    def _recording(self, model: _Model, recorder: Recorder, layouts: Layouts, phase: Phase) -> Iterator[None]:
+        """Record the calls of the model's layers while the block runs, by wrapping the one place they all go through."""
+        paths = {id(layer): path or MODEL for path, (layer, _) in model.layers.items() if phase.layers or not path}
+        base = tf.keras.layers.Layer
+        original: Callable[..., Any] = base.__call__
+
+        def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+            path = paths.get(id(layer))
+            if path is None:
+                return original(layer, *args, **kwargs)
+            given = [(tensor, recorder.key_of(tensor)) for tensor in _tensors((args, kwargs))]
+            layouts.given(layer, [tensor for tensor, key in given if key is None])
+            if phase.training and isinstance(layer, tf.keras.layers.BatchNormalization):
+                self._store_batch_statistics(phase, path, layer, given[0][0])
+            output = original(layer, *args, **kwargs)
+            produced = list(_tensors(output))
+            layouts.returned(layer, [tensor for tensor, _ in given], produced)
+            recorder.call(path, given, produced)
+            return output
+
+        base.__call__ = call
+        try:
+            yield
+        finally:
+            base.__call__ = original
+
+    def _store_batch_statistics(self, phase: Phase, path: str, layer: Any, x: Any) -> None:
+        key = f"{phase.name}/batch-variance/{path}"
+        if key not in self.writer:
+            axis = layer.axis if isinstance(layer.axis, int) else layer.axis[0]
+            array = np.asarray(x)
+            axes = tuple(each for each in range(array.ndim) if each != axis % array.ndim)
+            self.writer.add(key, array.var(axes))
+            count = array.size / array.shape[axis]
+            self.writer.add(f"{phase.name}/batch-count/{path}", np.asarray(count, np.float64))
+
+    def _failed(self, where: str, error: Exception) -> WorkerError | MirrorError:
+        if isinstance(error, (WorkerError, MirrorError)):
+            return error
+        shapes = ", ".join(f"{spec.name} {spec.shape}" for spec in self.job.inputs)
+        return WorkerError(
+            f"The TensorFlow model raised {where} (inputs {shapes}): {describe(error)}.", details=traceback.format_exc()
+        )
+
+
+class _Model:
+    """One Keras model with its inputs, variables and layers in canonical words."""
+
+    def __init__(
+        self, keras: Any, precision: str, cases: dict[str, dict[str, NDArray[Any]]], layouts: dict[str, str]
+    ) -> None:
+        self.keras = keras
+        self._precision = precision
+        self._cases = cases
+        # torch's NCHW reaches a Keras model as NHWC, unless the mirror says otherwise.
+        self.moved = {name for name, array in cases[MAIN].items() if array.ndim in (4, 5) and layouts[name] == "auto"}
+        self._variables: list[weights_tf.Variable] | None = None
+        self._layers: dict[str, tuple[Any, str | None]] | None = None
+
+    @property
+    def variables(self) -> list[weights_tf.Variable]:
+        if self._variables is None:
+            self._variables = weights_tf.variables(self.keras)
+        return self._variables
+
+    @property
+    def layers(self) -> dict[str, tuple[Any, str | None]]:
+        if self._layers is None:
+            self._layers = weights_tf.layers(self.keras)
+        return self._layers
+
+    def parameters(self) -> list[ParameterRecord]:
+        return [each.record for each in self.variables]
+
+    def trainable(self) -> list[weights_tf.Variable]:
+        return [each for each in self.variables if each.record.trainable]
+
+    def write(self, values: dict[str, NDArray[Any]]) -> None:
+        for each in self.variables:
+            if each.record.name in values:
+                each.write(values[each.record.name])
+
+    def inputs(self, case: str) -> dict[str, Any]:
+        """The inputs of a case as tensors, in the model's precision and layout."""
+        tensors = {}
+        for name, array in self._cases[case].items():
+            native = np.moveaxis(array, 1, -1) if name in self.moved else array
+            dtype = self._precision if native.dtype.kind == "f" else native.dtype
+            tensors[name] = tf.constant(np.ascontiguousarray(native, dtype))
+        return tensors
+
+    def __call__(self, case: str, *, training: bool = False) -> Any:
+        return self.call(self.inputs(case), training=training)
+
+    def call(self, inputs: dict[str, Any], *, training: bool) -> Any:
+        """Call the model: one input as it is, several by name where the model takes them so, else as a list."""
+        if len(inputs) == 1:
+            return self.keras(next(iter(inputs.values())), training=training)
+        if {getattr(each, "name", "").partition(":")[0] for each in getattr(self.keras, "inputs", None) or ()} == set(inputs):
+            return self.keras(inputs, training=training)
+        if takes_by_name(self.keras.call, inputs):
+            return self.keras(**inputs, training=training)
+        return self.keras(list(inputs.values()), training=training)
+
+    def switch_off_dropout(self) -> int:
+        """Set the rate of every dropout layer to 0; returns how many there were."""
+        found = [layer for layer, _ in self.layers.values() if kinds.kind(layer) == "dropout" and layer.rate > 0]
+        for layer in found:
+            layer.rate = 0.0
+        return len(found)
+
+    def sort_by_execution(self) -> None:
+        """Put the variables in the order in which their layers are executed, for pairing without names."""
+        order: dict[int, int] = {}
+        base = tf.keras.layers.Layer
+        original = base.__call__
+
+        def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+            order.setdefault(id(layer), len(order))
+            return original(layer, *args, **kwargs)
+
+        base.__call__ = call
+        try:
+            self(MAIN)
+        finally:
+            base.__call__ = original
+        position = {path: order.get(id(layer), len(order)) for path, (layer, _) in self.layers.items()}
+        self._variables = sorted(self.variables, key=lambda each: position[each.record.layer])
+
+
+class Layouts:
+    """Which tensors of one run carry their channels last, so that they can be stored channels first.
+
+    A layer with ``data_format`` says so itself; every other layer returns what it was given, if the rank is the same.
+    """
+
+    def __init__(self, channels_last: Iterator[Any]) -> None:
+        self._last: dict[int, Any] = {id(tensor): tensor for tensor in channels_last}  # holds them: an id must not recur
+        self._ranks: set[int] = {len(tensor.shape) for tensor in self._last.values()}
+
+    def given(self, layer: Any, unknown: Sequence[Any]) -> None:
+        """Tensors that came from between the layers: of the layout that their layer expects."""
+        for tensor in unknown:
+            rank = len(tensor.shape)
+            if rank > 2 and (_is_channels_last(layer) or (_data_format(layer) is None and rank in self._ranks and rank > 3)):
+                self._mark(tensor)
+
+    def returned(self, layer: Any, given: Sequence[Any], produced: Sequence[Any]) -> None:
+        """Outputs of a finished call."""
+        inherited = {len(tensor.shape) for tensor in given if id(tensor) in self._last}
+        for tensor in produced:
+            rank = len(tensor.shape)
+            if rank > 2 and (_is_channels_last(layer) or rank in inherited or (rank > 3 and rank in self._ranks)):
+                self._mark(tensor)
+
+    def to_array(self, tensor: Any) -> NDArray[Any]:
+        """The tensor as a NumPy array in canonical layout."""
+        array = np.asarray(tensor)
+        return np.moveaxis(array, -1, 1) if id(tensor) in self._last else array
+
+    def _mark(self, tensor: Any) -> None:
+        self._last[id(tensor)] = tensor
+        self._ranks.add(len(tensor.shape))
+
+
+def prepare_framework(threads: int) -> dict[str, Any]:
+    """Pin threads and make sure that no accelerator is visible; returns what was found.
+
+    Raises:
+        SetupError: TensorFlow sees an accelerator.
+    """
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    devices = [device.name for device in tf.config.list_physical_devices() if device.device_type != "CPU"]
+    if devices:
+        raise SetupError(f"TensorFlow still sees {', '.join(devices)}: something undid CUDA_VISIBLE_DEVICES=-1.")
+    return {
+        "framework": "tensorflow",
+        "version": tf.__version__,
+        "keras": str(getattr(tf.keras, "__version__", getattr(tf.keras, "version", lambda: "?"))),
+        "build": "CUDA" if tf.test.is_built_with_cuda() else "CPU",
+        "accelerators": devices,
+        "threads": tf.config.threading.get_intra_op_parallelism_threads(),
+        "interop_threads": tf.config.threading.get_inter_op_parallelism_threads(),
+    }
+
+
+def objective(outputs: Sequence[Any], which: str) -> Any:
+    """The scalar that is differentiated: the mean of the first output, or the loss that plan.py states."""
+    if which == "mean":
+        return tf.reduce_mean(outputs[0])
+    total = tf.zeros((), outputs[0].dtype)
+    for output in outputs:
+        if not output.dtype.is_floating:
+            continue
+        if len(output.shape) == 2 and output.shape[1] > 1:
+            labels = tf.range(output.shape[0]) % output.shape[1]
+            total += tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, output))
+        else:
+            total += tf.reduce_mean(output * output) / 2
+    return total
+
+
+def _keras_variable(value: Any) -> Any:
+    keras_3 = getattr(tf.keras, "Variable", None)
+    return keras_3(value, dtype=value.dtype.name) if keras_3 else tf.Variable(value)
+
+
+def _tensors(value: Any) -> Iterator[Any]:
+    return flatten(value, tf.is_tensor)
+
+
+def _data_format(layer: Any) -> str | None:
+    return getattr(layer, "data_format", None)
+
+
+def _is_channels_last(layer: Any) -> bool:
+    if isinstance(layer, tf.keras.layers.Flatten):
+        return False
+    return _data_format(layer) == "channels_last"

@@ -1,0 +1,194 @@
+"""The worker process: reads a job, runs one side, writes its trace, and reports progress as JSON lines.
+
+Started by `portproof.processes` with the environment of `portproof.cpu`, so that accelerators are hidden and threads
+pinned before a framework is imported. What the framework or the model prints goes to the log, also from C++: the lines
+of the protocol have a file descriptor of their own.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from portproof import cpu
+from portproof.capture.lanes import forked
+from portproof.errors import PortproofError, SetupError, WorkerError
+from portproof.plan import Phase, deal
+from portproof.trace import CallRecord, Manifest, TraceWriter
+
+if TYPE_CHECKING:
+    from portproof.capture.job import Job
+
+_MODULES = {"torch": "portproof.capture.torch", "tensorflow": "portproof.capture.tensorflow"}
+
+
+def main(job_file: str) -> None:
+    """Run the job and leave the process without the frameworks' slow and noisy shutdown."""
+    events = _take_over_stdout()
+    code = 0
+    try:
+        _run(Path(job_file), events)
+    except PortproofError as error:
+        code = 2
+        _send(events, event="error", kind=type(error).__name__, message=str(error), details=_details(error))
+    except OSError as error:
+        code = 2
+        _send(events, event="error", kind="WorkerError", message=_disk_message(error), details=traceback.format_exc())
+    except MemoryError:
+        code = 2
+        message = "The worker ran out of memory: use smaller inputs, or a machine with more."
+        _send(events, event="error", kind="WorkerError", message=message, details=traceback.format_exc())
+    except Exception as error:  # a defect of portproof: said as such, with the traceback in reach
+        code = 2
+        message = f"portproof itself failed: {type(error).__name__}: {error}. Please report it, with the output of --debug."
+        _send(events, event="error", kind="WorkerError", message=message, details=traceback.format_exc())
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _run(job_file: Path, events: IO[str]) -> None:
+    started = time.perf_counter()
+    # Importing a framework makes millions of objects that stay: looking for garbage among them takes a third of the
+    # time of `import tensorflow`.
+    gc.disable()
+    from portproof.capture.job import Job
+
+    job = Job.read(job_file)
+    _send(events, event="step", name=f"importing {job.side}", done=0, total=len(job.phases) + 2)
+    module = _import_side(job.side)
+    gc.freeze()
+    gc.enable()
+    capture = Capture(job, module, events, time.perf_counter() - started)
+    lanes = deal(job.phases, job.lanes if sys.platform == "linux" else 1)
+    with TraceWriter(job.trace) as writer, forked(lanes[1:], capture.run_lane, job.trace) as others:
+        found = capture.run_phases(lanes[0], writer)
+        for part in others():
+            extra = writer.absorb(part)
+            found = {key: {**found[key], **extra[key]} for key in found}
+        capture.finish(writer, found)
+    _send(events, event="done", seconds=found["seconds"])
+
+
+class Capture:
+    """One side's capture: the phases that one process runs, and what goes into the manifest at the end."""
+
+    def __init__(self, job: Job, module: Any, events: IO[str], import_seconds: float) -> None:
+        self.job = job
+        self._module = module
+        self._events = events
+        self._seconds = {"import": import_seconds}
+        self._done = 0
+
+    def run_phases(self, phases: Sequence[Phase], writer: TraceWriter) -> dict[str, dict[str, Any]]:
+        """Build the model and run phases; returns calls, facts, notes and seconds, each as a mapping."""
+        clock = time.perf_counter()
+        self._progress("building the model")
+        self.side = side = self._module.Side(self.job, writer)
+        side.prepare()
+        calls: dict[str, Any] = {}
+        facts: dict[str, Any] = {}
+        seconds = {**self._seconds, "build": time.perf_counter() - clock}
+        for phase in phases:
+            clock = time.perf_counter()
+            self._progress(phase.name)
+            found = side.run(phase)
+            calls[phase.name] = [asdict(call) for call in found.pop("calls", ())]
+            facts[phase.name] = found
+            seconds[phase.name] = time.perf_counter() - clock
+        notes = [*side.notes, *(f"evaluated exactly in float64: {name}" for name in side.replaced())]
+        return {"calls": calls, "facts": facts, "notes": dict.fromkeys(notes), "seconds": seconds}
+
+    def run_lane(self, phases: Sequence[Phase], folder: Path) -> None:
+        """Run phases in a forked process and leave the result in ``folder``."""
+        if self.job.weights == "give":  # the first lane gives; the others take what it gave
+            self.job = replace(self.job, weights="take")
+        with TraceWriter(folder) as writer:
+            found = self.run_phases(phases, writer)
+            del found["seconds"]["import"], found["seconds"]["build"]
+            writer.seal(folder, found)
+
+    def finish(self, writer: TraceWriter, found: dict[str, dict[str, Any]]) -> None:
+        """Store the weights, and write the manifest."""
+        side, job = self.side, self.job
+        parameters = side.parameters()
+        for which in ("initial", "excited"):
+            values = getattr(side.weights, which)
+            for record in parameters:
+                if side.source.get(record.name) in values:
+                    writer.add(f"weights/{which}/{record.name}", values[side.source[record.name]])
+        names = [phase.name for phase in job.phases]
+        writer.finish(
+            Manifest(
+                side=job.side,
+                subject=job.subject,
+                environment={**side.environment, "machine": cpu.describe_environment()},
+                plan=[phase.to_json() for phase in job.phases],
+                parameters=tuple(parameters),
+                layers=tuple(side.layers()),
+                calls={name: tuple(CallRecord(**row) for row in found["calls"][name]) for name in names},
+                tensors={},
+                notes=tuple(sorted(found["notes"])),
+                facts={
+                    "phases": {name: found["facts"][name] for name in names},
+                    "seed": job.seed,
+                    "weights": job.weights,
+                    "factory": job.factory,
+                },
+                recorded={
+                    "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                    "seconds": {name: round(value, 4) for name, value in found["seconds"].items()},
+                },
+            )
+        )
+
+    def _progress(self, name: str) -> None:
+        self._done += 1
+        _send(self._events, event="step", name=name, done=self._done, total=len(self.job.phases) + 2)
+
+
+def _import_side(side: str) -> Any:
+    try:
+        return importlib.import_module(_MODULES[side])
+    except ModuleNotFoundError as error:
+        if error.name in ("torch", "tensorflow", "numpy", "safetensors"):
+            package = {"tensorflow": "tensorflow-cpu"}.get(error.name, error.name)
+            raise SetupError(
+                f"{error.name} is not installed for {sys.executable}: run `{sys.executable} -m pip install {package}`, or "
+                f"name an interpreter that has it with --{side}-python."
+            ) from error
+        raise
+    except ImportError as error:
+        raise WorkerError(
+            f"Importing {side} failed for {sys.executable}: {error}. `portproof doctor` looks into it.",
+            details=traceback.format_exc(),
+        ) from error
+
+
+def _take_over_stdout() -> IO[str]:
+    sys.stdout.flush()
+    protocol = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)  # stderr is the log file
+    return protocol
+
+
+def _send(events: IO[str], **fields: Any) -> None:
+    events.write(json.dumps(fields) + "\n")
+
+
+def _details(error: PortproofError) -> str:
+    return getattr(error, "details", "") or traceback.format_exc()
+
+
+def _disk_message(error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename else ""
+    return f"The trace could not be written: {error.strerror or error}{where}. Free some space, or set TMPDIR or --traces."

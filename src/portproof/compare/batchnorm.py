@@ -1,0 +1,82 @@
+"""BatchNorm's running variance: which rule each side follows, measured from its own data, and taken out.
+
+torch updates the running variance with the unbiased variance of the batch (n - 1 in the denominator), Keras 3 with the
+biased one, fused layers of Keras 2 with the unbiased one again. The frameworks differ by design, by a factor of
+n/(n-1); everything else about the statistics has to agree to rounding. So the rule is found out, stated, and removed:
+with momentum m, k steps leave ``(1-m)^k start + factor * (what the batches brought)``, and the factor is divided out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from portproof.trace import Trace
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from portproof.compare.pairing import Pairs
+
+_PHASE = "float64.train"
+# The measured factor is 1 or n/(n-1) to far better than this; n is rarely above 1e5.
+_TOLERANCE = 1e-7
+
+
+def measured_rules(pairs: Pairs) -> Iterator[dict[str, Any]]:
+    """For every BatchNorm that both sides ran in training mode: momentum, n, and the rule of each side."""
+    for layer in pairs.a.names(_PHASE, "batch-variance"):
+        other = pairs.layers.pairs.get(layer)
+        if other is None or f"{_PHASE}/batch-variance/{other}" not in pairs.b:
+            continue
+        momentum_a, rule_a, factor_a = _rule(pairs.a, layer)
+        momentum_b, rule_b, factor_b = _rule(pairs.b, other)
+        yield {
+            "layer": layer,
+            "other": other,
+            "n": int(pairs.a.tensor(f"{_PHASE}/batch-count/{layer}")),
+            "momentum_a": momentum_a,
+            "momentum_b": momentum_b,
+            "rule_a": rule_a,
+            "rule_b": rule_b,
+            "factor_a": factor_a,
+            "factor_b": factor_b,
+        }
+
+
+def without_rule(
+    variance: NDArray[Any], start: NDArray[Any], momentum: float, steps: int, factor: float
+) -> NDArray[Any]:
+    """The running variance as the biased rule would have left it.
+
+    Args:
+        variance: the running variance after ``steps`` updates, shape (C,).
+        start: the running variance before, shape (C,).
+        momentum: torch's, the share of the new batch.
+        steps: number of updates.
+        factor: 1 for the biased rule, n/(n-1) for the unbiased one.
+    """
+    kept = (1.0 - momentum) ** steps * start
+    return kept + (variance - kept) / factor
+
+
+def _rule(trace: Trace, layer: str) -> tuple[float | None, str, float]:
+    """Momentum, name and factor of the rule that one side's layer follows."""
+    settings = next(record.settings for record in trace.manifest.layers if record.name == layer)
+    momentum = settings.get("momentum")
+    after = f"{_PHASE}/buffer/{layer}.running_var"
+    if not isinstance(momentum, float) or momentum == 0.0 or after not in trace:
+        return None, "none", 1.0
+    n = float(trace.tensor(f"{_PHASE}/batch-count/{layer}"))
+    batch = trace.tensor(f"{_PHASE}/batch-variance/{layer}").astype(np.float64)
+    start = trace.tensor(f"weights/excited/{layer}.running_var").astype(np.float64)
+    brought = (trace.tensor(after).astype(np.float64) - (1.0 - momentum) * start) / momentum
+    square = float(batch @ batch)
+    factor = float(brought @ batch) / square if square > 0 else 1.0
+    if abs(factor - 1.0) <= _TOLERANCE:
+        return momentum, "biased", 1.0
+    if n > 1 and abs(factor - n / (n - 1)) <= _TOLERANCE:
+        return momentum, "unbiased", n / (n - 1)
+    return momentum, f"neither (factor {factor:.6g} at n = {n:.0f})", 1.0

@@ -1,0 +1,116 @@
+"""Facts: everything that a comparison found, as plain data that a verdict can be reached from, now or years later."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from portproof.compare.measure import Distance
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One pair of tensors.
+
+    ``group`` says what was compared (`outputs`, `gradients`, ...), ``name`` the tensor on side a, ``other`` on side b
+    (empty if it is called the same). ``error_a`` and ``error_b`` are the errors of each side's float32 value against
+    its own float64 value, where both are there. ``note`` says what was done to the pair before it was measured.
+    """
+
+    phase: str
+    group: str
+    name: str
+    other: str
+    layer: str
+    distance: Distance
+    error_a: float | None = None
+    error_b: float | None = None
+    note: str = ""
+
+    @property
+    def key(self) -> str:
+        """What identifies the measurement in a comparison."""
+        return f"{self.phase}/{self.group}/{self.name}|{self.other or self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class CallFacts:
+    """One pair of layer calls: the measurements of its inputs and outputs by key; ``None`` for what both were given."""
+
+    layer: str
+    other: str
+    leaf: bool
+    kind_a: str
+    kind_b: str
+    inputs: tuple[str | None, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """Parameters, layers and stages of both sides, and what has no counterpart."""
+
+    counts: dict[str, dict[str, int]]
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+    wrong_shape: tuple[str, ...]
+    wrong_trainable: tuple[str, ...]
+    by_order: tuple[str, ...]
+    weights_differ: tuple[str, ...]
+    stages: tuple[dict[str, Any], ...]
+    layers_only_a: tuple[str, ...]
+    layers_only_b: tuple[str, ...]
+    layers_by_order: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """A known pattern that explains a layer's divergence."""
+
+    layer: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The whole comparison of two traces; `to_json` and `from_json` are exact inverses."""
+
+    sides: dict[str, dict[str, Any]]
+    structure: Structure
+    measurements: tuple[Measurement, ...]
+    calls: dict[str, tuple[CallFacts, ...]]
+    gradient_maxima: dict[str, dict[str, dict[str, float]]]
+    layers_of: dict[str, str]
+    batchnorm: tuple[dict[str, Any], ...]
+    settings: tuple[dict[str, Any], ...]
+    unavailable: dict[str, dict[str, str]]
+    coarse: dict[str, tuple[str, ...]]
+    causes: tuple[Cause, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, body: dict[str, Any]) -> Facts:
+        """From plain data; raises `TypeError`, `KeyError` or `ValueError` for anything that `to_json` did not give."""
+        measurements = tuple(
+            Measurement(**{**row, "distance": Distance(**_tuples(row["distance"]))}) for row in body["measurements"]
+        )
+        calls = {phase: tuple(CallFacts(**_tuples(row)) for row in rows) for phase, rows in body["calls"].items()}
+        return cls(
+            **{
+                **body,
+                "structure": Structure(**_tuples(body["structure"])),
+                "measurements": measurements,
+                "calls": calls,
+                "batchnorm": tuple(body["batchnorm"]),
+                "settings": tuple(body["settings"]),
+                "coarse": _tuples(body["coarse"]),
+                "causes": tuple(Cause(**row) for row in body["causes"]),
+            }
+        )
+
+
+def _tuples(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}

@@ -1,0 +1,154 @@
+"""Measurements: how far two tensors are apart, without any opinion on how far they may be. NumPy only."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# ULP quantiles of larger tensors are taken from every k-th value: they describe a distribution, and no verdict uses them.
+_ULP_SAMPLE = 2**14
+
+
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """How far ``b`` is from ``a``.
+
+    ``relative`` is the L2 norm of the difference over ``scale``; near-zero values cannot blow it up as they do with
+    element-wise relative errors or ULPs. ``scale`` is the larger of the two norms unless the caller knows a better
+    one. Where the shapes differ, or NaN or Inf stand in different places, ``relative`` is infinite.
+    """
+
+    shape_a: tuple[int, ...]
+    shape_b: tuple[int, ...]
+    dtype_a: str
+    dtype_b: str
+    equal: bool
+    relative: float
+    max_abs: float
+    scale: float
+    cosine: float
+    worst: tuple[int, ...] = ()
+    worst_a: float = 0.0
+    worst_b: float = 0.0
+    bad_a: int = 0
+    bad_b: int = 0
+    ulp: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+def distance(a: NDArray[Any], b: NDArray[Any], *, least_scale: float = 0.0, ulp: bool = False) -> Distance:
+    """Measure ``b`` against ``a``; any shapes and dtypes, also empty ones.
+
+    Args:
+        a: the reference.
+        b: the tensor in question.
+        least_scale: what ``relative`` is at least related to, for tensors whose own norm is rounding noise.
+        ulp: also give the 50 %, 99 % and 100 % quantiles of the difference in units in the last place of the coarser
+            dtype.
+    """
+    if a.shape != b.shape:
+        return Distance(a.shape, b.shape, a.dtype.name, b.dtype.name, False, math.inf, math.inf, 0.0, 0.0)
+    if a.dtype == b.dtype and np.array_equal(_bits(a), _bits(b)):
+        bad = _count_bad(a)
+        scale = max(_norm(a) if bad == 0 else 0.0, least_scale)
+        return Distance(a.shape, b.shape, a.dtype.name, b.dtype.name, True, 0.0, 0.0, scale, 1.0, bad_a=bad, bad_b=bad)
+    x, y = a.astype(np.float64, copy=False), b.astype(np.float64, copy=False)
+    bad_a, bad_b = _count_bad(x), _count_bad(y)
+    same_places = True
+    if bad_a or bad_b:
+        same_places = bool(np.array_equal(np.where(np.isfinite(x), 0.0, x), np.where(np.isfinite(y), 0.0, y), equal_nan=True))
+        finite = np.isfinite(x) & np.isfinite(y)
+        x, y = np.where(finite, x, 0.0), np.where(finite, y, 0.0)
+    difference = np.abs(x - y)
+    norm_a, norm_b, norm_d = _norm(x), _norm(y), _norm(difference)
+    scale = max(norm_a, norm_b, least_scale)
+    worst = int(difference.argmax()) if difference.size else 0
+    where = tuple(int(i) for i in np.unravel_index(worst, a.shape)) if difference.size and a.shape else ()
+    relative = norm_d / scale if scale > 0 else (0.0 if norm_d == 0 else math.inf)
+    return Distance(
+        shape_a=a.shape,
+        shape_b=b.shape,
+        dtype_a=a.dtype.name,
+        dtype_b=b.dtype.name,
+        equal=False,
+        relative=relative if same_places else math.inf,
+        max_abs=float(difference.reshape(-1)[worst]) if difference.size else 0.0,
+        scale=scale,
+        cosine=_cosine(x, y, norm_a, norm_b),
+        worst=where,
+        worst_a=float(a.reshape(-1)[worst]) if difference.size else 0.0,
+        worst_b=float(b.reshape(-1)[worst]) if difference.size else 0.0,
+        bad_a=bad_a,
+        bad_b=bad_b,
+        ulp=_ulp_quantiles(a, b) if ulp and difference.size else (0.0, 0.0, 0.0),
+    )
+
+
+def relative_error(value: NDArray[Any], exact: NDArray[Any], least_scale: float = 0.0) -> float:
+    """The L2 norm of ``value - exact`` over that of ``exact``; infinite where it cannot be said."""
+    if value.shape != exact.shape:
+        return math.inf
+    difference = value.astype(np.float64) - exact
+    norm, scale = _norm(difference), max(_norm(exact), least_scale)
+    if not math.isfinite(norm) or not math.isfinite(scale):
+        return math.inf
+    return norm / scale if scale > 0 else (0.0 if norm == 0 else math.inf)
+
+
+def _norm(x: NDArray[Any]) -> float:
+    flat = x.reshape(-1).astype(np.float64, copy=False)
+    with np.errstate(over="ignore", under="ignore"):
+        square = float(flat @ flat)
+    if 1e-280 < square < 1e280:
+        return math.sqrt(square)
+    # Squares of very large or very small values leave the range of float64: scale them first.
+    largest = float(np.abs(flat).max()) if flat.size else 0.0
+    if largest == 0.0 or not math.isfinite(largest):
+        return largest
+    scaled = flat / largest
+    return largest * math.sqrt(float(scaled @ scaled))
+
+
+def _cosine(x: NDArray[Any], y: NDArray[Any], norm_a: float, norm_b: float) -> float:
+    if norm_a == 0 or norm_b == 0 or not math.isfinite(norm_a * norm_b):
+        return 1.0 if norm_a == norm_b else 0.0
+    return float(np.clip((x.reshape(-1) / norm_a) @ (y.reshape(-1) / norm_b), -1.0, 1.0))
+
+
+def _count_bad(x: NDArray[Any]) -> int:
+    if x.dtype.kind not in "fc":
+        return 0
+    # A sum is finite only if every value is, short of an overflow; it costs a tenth of looking at each.
+    if math.isfinite(float(np.sum(x, dtype=np.float64))):
+        return 0
+    return int(x.size - np.count_nonzero(np.isfinite(x)))
+
+
+def _bits(x: NDArray[Any]) -> NDArray[Any]:
+    return np.ascontiguousarray(x).view(f"u{x.dtype.itemsize}") if x.dtype.kind == "f" else x
+
+
+def _ulp_quantiles(a: NDArray[Any], b: NDArray[Any]) -> tuple[float, float, float]:
+    dtype = min(a.dtype, b.dtype, key=lambda each: each.itemsize)
+    if dtype.kind != "f":
+        return (0.0, 0.0, 0.0)
+    step = max(a.size // _ULP_SAMPLE, 1)
+    with np.errstate(over="ignore"):
+        pair = [np.ascontiguousarray(each.reshape(-1)[::step], dtype=dtype) for each in (a, b)]
+    ordered = [_monotone(each) for each in pair]
+    # uint64 differences wrap, so the larger minus the smaller.
+    gaps = np.sort(np.maximum(*ordered) - np.minimum(*ordered))
+    last = gaps.size - 1
+    return (float(gaps[last // 2]), float(gaps[round(last * 0.99)]), float(gaps[last]))
+
+
+def _monotone(x: NDArray[Any]) -> NDArray[Any]:
+    """The bits of floats as unsigned integers in the floats' order, so that neighbours differ by one."""
+    bits = x.view(f"u{x.dtype.itemsize}")
+    sign = np.array(1, bits.dtype) << np.array(8 * x.dtype.itemsize - 1, bits.dtype)
+    return np.where(bits & sign, sign - (bits & ~sign), sign + bits).astype(np.uint64)

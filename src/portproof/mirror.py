@@ -1,0 +1,124 @@
+"""Mirror: a model written twice, and the registry of mirrors that are known by name.
+
+Mirrors are found through the entry point group ``portproof.mirrors``; the ones that ship are registered exactly like a
+user's own. A factory is named by an import string ``package.module:attribute`` or ``path/to/file.py:attribute``, so that
+it can be called in another process, interpreter or machine.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from portproof.errors import MirrorError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+GROUP = "portproof.mirrors"
+DTYPES = ("float32", "int32", "int64", "bool")
+_INPUT = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:,\d+)*),?(?::(?P<dtype>\w+)(?:<(?P<high>\d+))?)?")
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """One input: ``shape`` with the batch first, in canonical layout (images as NCHW). Integers lie in [0, ``high``).
+
+    ``float32`` inputs are standard normal, and the float64 run gets the very same numbers. With ``layout="auto"`` an
+    input of four or five dimensions reaches TensorFlow with its channels last; with ``"same"`` it is left as it is.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    high: int = 2
+    layout: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise MirrorError(f"Input {self.name!r}: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}.")
+        if not self.shape or min(self.shape) < 1:
+            raise MirrorError(f"Input {self.name!r}: every dimension needs to be at least 1, not {self.shape}.")
+
+    @classmethod
+    def parse(cls, text: str, *, default_name: str = "x", layout: str = "auto") -> InputSpec:
+        """Read ``[NAME=]SHAPE[:DTYPE[<HIGH]]``, for example ``2,100,40`` or ``ids=2,16:int64<1000``."""
+        match = _INPUT.fullmatch(text.replace(" ", ""))
+        if not match:
+            raise MirrorError(
+                f"--input {text!r} is not [NAME=]SHAPE[:DTYPE[<HIGH]], for example 2,100,40 or ids=2,16:'int64<1000'."
+            )
+        shape = tuple(int(size) for size in match["shape"].split(","))
+        return cls(match["name"] or default_name, shape, match["dtype"] or "float32", int(match["high"] or 2), layout)
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """A model written twice: a name, two factories, the inputs.
+
+    ``torch`` and ``tensorflow`` name functions without arguments that return a ``torch.nn.Module`` and a
+    ``keras.Model``. ``batches`` are the batch sizes of the forward check, besides the inputs' own. ``samples`` gives
+    real examples (name -> one example without batch dimension) for a mirror with a single input; ``audio`` turns a
+    mono waveform in [-1, 1] and its sample rate in Hz into one such example.
+    """
+
+    name: str
+    torch: str
+    tensorflow: str
+    inputs: tuple[InputSpec, ...]
+    batches: tuple[int, ...] = (1, 3)
+    samples: Callable[[], Mapping[str, NDArray[np.float32]]] | None = field(default=None, compare=False)
+    audio: Callable[[NDArray[Any], int], NDArray[np.float32]] | None = field(default=None, compare=False)
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.inputs:
+            raise MirrorError(f"Mirror {self.name!r} has no inputs: give at least one shape.")
+        names = [spec.name for spec in self.inputs]
+        if len(set(names)) != len(names):
+            raise MirrorError(f"Mirror {self.name!r} has two inputs of one name: {', '.join(names)}.")
+        for factory in (self.torch, self.tensorflow):
+            check_factory(factory)
+
+
+def check_factory(text: str) -> tuple[str, str]:
+    """Split ``MODULE:ATTRIBUTE`` or ``FILE.py:ATTRIBUTE``; raises `MirrorError` if it cannot name a factory."""
+    module, separator, attribute = text.rpartition(":")
+    if not separator or not module or not attribute.replace(".", "_").isidentifier():
+        raise MirrorError(f"{text!r} does not name a factory: write package.module:function or path/to/file.py:function.")
+    if module.endswith(".py"):
+        if not Path(module).is_file():
+            raise MirrorError(f"There is no file {module} (from {text!r}).")
+    elif not all(part.isidentifier() for part in module.split(".")):
+        raise MirrorError(f"{module!r} is neither a Python file nor a module name (from {text!r}).")
+    return module, attribute
+
+
+def names() -> list[str]:
+    """The names of all registered mirrors, sorted."""
+    return sorted({entry.name for entry in importlib.metadata.entry_points(group=GROUP)})
+
+
+def get(name: str) -> Mirror:
+    """The registered mirror of that name.
+
+    Raises:
+        MirrorError: there is none, or its entry point cannot be loaded.
+    """
+    found = [entry for entry in importlib.metadata.entry_points(group=GROUP) if entry.name == name]
+    if not found:
+        raise MirrorError(f"There is no mirror {name!r}. Known: {', '.join(names()) or 'none'} (portproof list).")
+    try:
+        mirror = found[0].load()
+    except Exception as error:
+        raise MirrorError(f"Mirror {name!r} ({found[0].value}) cannot be loaded: {error!r}.") from error
+    if callable(mirror):
+        mirror = mirror()
+    if not isinstance(mirror, Mirror):
+        raise MirrorError(f"Mirror {name!r} ({found[0].value}) is a {type(mirror).__name__}, not a portproof.Mirror.")
+    return mirror

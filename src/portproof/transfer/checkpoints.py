@@ -1,0 +1,120 @@
+"""Checkpoints: reading and writing files of weights, without executing anything that a file may hold.
+
+``.pth``/``.pt`` (with ``weights_only=True``), ``.safetensors``, ``.weights.h5`` and ``.keras``. Keras files are read
+into a model, the others give named tensors. Files are written complete or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from portproof.errors import CheckpointError
+from portproof.files import atomic_path
+from portproof.trace import ParameterRecord
+from portproof.transfer import fit_shape, raise_for
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+TORCH_SUFFIXES = (".pth", ".pt", ".safetensors")
+KERAS_SUFFIXES = (".weights.h5", ".keras")
+
+
+def side_of(path: Path) -> str:
+    """Which framework's checkpoint a file is, by its name: ``torch`` or ``tensorflow``.
+
+    Raises:
+        CheckpointError: there is no such file, or its name ends in none of the known ways.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"There is no checkpoint {path}.")
+    if path.name.endswith(TORCH_SUFFIXES):
+        return "torch"
+    if path.name.endswith(KERAS_SUFFIXES):
+        return "tensorflow"
+    raise CheckpointError(f"{path}: a checkpoint ends in {', '.join((*TORCH_SUFFIXES, *KERAS_SUFFIXES))}.")
+
+
+def load_torch(model: Any, path: Path) -> None:
+    """Load a ``.pth``, ``.pt`` or ``.safetensors`` file into a ``torch.nn.Module``.
+
+    Raises:
+        CheckpointError: the file is broken, or holds more than tensors.
+        TransferError: listing every tensor that is missing, left over or of the wrong shape; nothing is changed then.
+    """
+    from portproof.transfer import torch
+
+    values = _read_safetensors(path) if path.suffix == ".safetensors" else torch.read_pickle(path)
+    torch.write(model, _fit_state_dict(values, torch.records(model), path))
+
+
+def load_tensorflow(model: Any, path: Path) -> None:
+    """Load a ``.weights.h5`` or ``.keras`` file into a built ``keras.Model``.
+
+    Raises:
+        CheckpointError: the file is broken or does not fit the model.
+    """
+    try:
+        model.load_weights(path)
+    except Exception as error:  # h5py, zipfile and Keras each raise their own kinds
+        text = " ".join(str(error).split())[:400]
+        raise CheckpointError(f"{path} does not fit this Keras model, or is broken: {text}") from error
+
+
+def save_torch(model: Any, path: Path) -> None:
+    """Write a ``torch.nn.Module``'s state dict as ``.pth``, ``.pt`` or ``.safetensors``."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from portproof.transfer import torch
+
+    with atomic_path(path) as temporary:
+        if path.suffix == ".safetensors":
+            save_file({name: np.ascontiguousarray(array) for name, array in torch.read(model).items()}, temporary)
+        else:
+            torch.write_pickle(model, temporary)
+
+
+def save_tensorflow(model: Any, path: Path) -> None:
+    """Write a ``keras.Model`` as ``.weights.h5`` or ``.keras``."""
+    # Keras goes by the ending of the name, so the temporary file lies in a folder of its own instead.
+    import tempfile
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        if path.name.endswith(".weights.h5"):
+            model.save_weights(temporary)
+        else:
+            model.save(temporary)
+        temporary.replace(path)
+
+
+def _read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from error
+
+
+def _fit_state_dict(
+    values: Mapping[str, NDArray[Any]], records: Sequence[ParameterRecord], path: Path
+) -> dict[str, NDArray[Any]]:
+    if values and all(name.startswith("module.") for name in values):  # saved from DataParallel
+        values = {name.removeprefix("module."): value for name, value in values.items()}
+    shapes = {record.name: record.shape for record in records}
+    fitted = {name: fit_shape(value, shapes[name]) for name, value in values.items() if name in shapes}
+    raise_for(
+        missing=[name for name in shapes if name not in values],
+        left_over=[name for name in values if name not in shapes],
+        wrong_shape=[
+            f"{name}: {values[name].shape} given, {shapes[name]} wanted" for name, value in fitted.items() if value is None
+        ],
+        where=f" in {path}",
+    )
+    return {name: value for name, value in fitted.items() if value is not None}

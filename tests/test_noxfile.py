@@ -1,0 +1,201 @@
+"""Tests of noxfile.py: which sessions there are, which cells they run in, and where torch is taken from."""
+
+from __future__ import annotations
+
+import http.server
+import importlib.util
+import json
+import re
+import socket
+import subprocess
+import sys
+import threading
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
+
+ROOT = Path(__file__).parents[1]
+
+# TensorFlow release -> the Pythons it has wheels for, from its classifiers; 2.15 has none for 3.12, 2.19 none for 3.13.
+MATRIX = {
+    "2.15.1": ["3.11"],
+    "2.16.2": ["3.11", "3.12"],
+    "2.17.1": ["3.11", "3.12"],
+    "2.18.1": ["3.11", "3.12"],
+    "2.19.1": ["3.11", "3.12"],
+    "2.20.0": ["3.11", "3.12", "3.13"],
+    "2.21.0": ["3.11", "3.12", "3.13"],
+}
+CELLS = {(python, tensorflow) for tensorflow, pythons in MATRIX.items() for python in pythons}
+
+
+def cells() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "src/portproof/cells.toml").read_text(encoding="utf-8"))
+
+
+def test_the_table_holds_the_fifteen_cells_once_each() -> None:
+    listed = [(cell["python"], cell["tensorflow"]) for cell in cells()["cells"]]
+    assert len(listed) == len(CELLS) == 15
+    assert set(listed) == CELLS
+
+
+def test_every_cell_pins_what_decides_results() -> None:
+    for cell in cells()["cells"]:
+        assert cell.keys() == {"python", "tensorflow", "torch", "keras", "numpy", "protobuf"}
+        assert cell["torch"] == "2.13.0"
+        # TensorFlow 2.16 was the first with Keras 3, 2.18 the first with NumPy 2.
+        release = tuple(int(part) for part in cell["tensorflow"].split("."))
+        assert cell["keras"].startswith("3." if release >= (2, 16) else "2.15.")
+        assert cell["numpy"].startswith("2." if release >= (2, 18) else "1.26.")
+
+
+def test_the_default_of_each_python_is_a_cell() -> None:
+    default = cells()["default"]
+    assert default == {"3.11": "2.19.1", "3.12": "2.19.1", "3.13": "2.21.0"}
+    assert set(default.items()) <= CELLS
+
+
+@pytest.fixture(scope="module")
+def noxfile() -> ModuleType:
+    pytest.importorskip("nox", reason="nox is not installed here; it lives beside the environments that it makes")
+    spec = importlib.util.spec_from_file_location("portproof_noxfile", ROOT / "noxfile.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def listed(noxfile: ModuleType) -> list[dict[str, Any]]:
+    """Every session, as `python noxfile.py --json -l` has it for the workflow."""
+    names = ["smoke", "parity", "tests", "slow", "bench", "lint", "types"]
+    names += [f"{task}-{python}" for task in ("smoke", "parity") for python in noxfile.PYTHONS]
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "noxfile.py"), "--json", "-l", "-s", *names],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    sessions: list[dict[str, Any]] = json.loads(run.stdout)
+    return sessions
+
+
+@pytest.mark.parametrize("task", ["smoke", "parity"])
+def test_each_cell_has_its_session_under_the_name_that_is_typed(listed: list[dict[str, Any]], task: str) -> None:
+    found = {(one["session"], one["name"], one["python"]) for one in listed if task in one["tags"]}
+    assert found == {(f"{task}-{python}(tf='{tf}')", f"{task}-{python}", python) for python, tf in CELLS}
+
+
+def test_plain_sessions_carry_no_python(listed: list[dict[str, Any]]) -> None:
+    plain = {one["session"] for one in listed if not one["tags"]}
+    assert {"smoke", "parity", "tests", "slow", "bench", "lint", "types"} <= plain
+    assert [name for name in plain if name.startswith("env-")] == [f"env-{sys.version_info[0]}.{sys.version_info[1]}"]
+
+
+@pytest.fixture
+def closed_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}/whl/cpu"
+
+
+@pytest.fixture
+def index(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An index that has torch and nothing else."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/whl/cpu/torch/" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Keep the test's output clean."""
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/whl"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_an_index_that_answers_is_taken_without_a_word(noxfile: ModuleType, index: str) -> None:
+    assert noxfile.torch_source({"PORTPROOF_TORCH_INDEX": f"{index}/cpu/"}) == (f"{index}/cpu/", "")
+
+
+def test_an_index_without_torch_is_as_good_as_none(noxfile: ModuleType, index: str) -> None:
+    source, notice = noxfile.torch_source({"PORTPROOF_TORCH_INDEX": f"{index}/rocm"})
+    assert source == ""
+    assert "cannot be reached" in notice
+
+
+def test_the_fallback_is_announced_in_one_line(noxfile: ModuleType, closed_port: str) -> None:
+    source, notice = noxfile.torch_source({"PORTPROOF_TORCH_INDEX": closed_port})
+    assert source == ""
+    assert notice == (
+        f"{closed_port} cannot be reached: taking torch from the default index; "
+        "on Linux the default index has the CUDA build (about 4.6 GB); CUDA stays hidden."
+    )
+
+
+def test_the_fallback_names_a_wheel_folder_where_one_is_offered(noxfile: ModuleType, closed_port: str) -> None:
+    _, notice = noxfile.torch_source({"PORTPROOF_TORCH_INDEX": closed_port, "PIP_FIND_LINKS": "/wheels"})
+    assert "taking torch from /wheels or else the default index" in notice
+
+
+def test_an_empty_setting_means_the_default_index_and_says_so(noxfile: ModuleType) -> None:
+    source, notice = noxfile.torch_source({"PORTPROOF_TORCH_INDEX": ""})
+    assert source == ""
+    assert notice.startswith("PORTPROOF_TORCH_INDEX is empty: taking torch from the default index")
+
+
+def test_without_a_setting_pytorchs_own_cpu_index_is_taken(
+    noxfile: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(noxfile, "reachable", lambda url: asked.append(url) or True)
+    assert noxfile.torch_source({}) == ("https://download.pytorch.org/whl/cpu", "")
+    assert asked == ["https://download.pytorch.org/whl/cpu"]
+
+
+def test_without_any_index_no_index_is_asked(noxfile: ModuleType) -> None:
+    assert noxfile.torch_source({"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/wheels"}) == ("", "")
+
+
+def test_uv_looks_where_pip_is_told_to(noxfile: ModuleType) -> None:
+    assert noxfile.uv_settings({"PIP_FIND_LINKS": "/a /b", "PIP_INDEX_URL": "https://mirror.example/simple"}) == {
+        "UV_FIND_LINKS": "/a,/b",
+        "UV_DEFAULT_INDEX": "https://mirror.example/simple",
+    }
+    assert noxfile.uv_settings({"PIP_FIND_LINKS": "/a", "UV_FIND_LINKS": "/b"}) == {}
+
+
+def test_an_unsupported_python_is_told_what_to_do(noxfile: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stop(Exception):  # noqa: N818 - it stands for nox's own way of leaving a session
+        pass
+
+    class Session:
+        def error(self, message: str) -> None:
+            raise Stop(message)
+
+    monkeypatch.setattr(noxfile, "THIS_PYTHON", "3.14")
+    with pytest.raises(Stop, match=r"no cell for Python 3\.14: .*3\.11, 3\.12, 3\.13.*nox -s smoke-3\.13"):
+        noxfile.environment(Session())
+
+
+def test_no_package_host_is_named_but_pytorchs_index() -> None:
+    files = [ROOT / "noxfile.py", ROOT / ".ci" / "run", *(ROOT / "src").rglob("*.py"), *(ROOT / "src").rglob("*.toml")]
+    urls = {url for path in files for url in re.findall(r"https?://[^/\s\"')]+", path.read_text(encoding="utf-8"))}
+    assert {url for url in urls if re.search("pypi|pythonhosted|nvidia|download|index|simple", url)} == {
+        "https://download.pytorch.org"
+    }
