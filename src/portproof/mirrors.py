@@ -36,3 +36,5 @@ repvit_kws = Mirror(
     audio=_audio_features,
     description="RepViT keyword spotter, log-mel (100, 40) to 2 logits",
 )
+
+DEFAULT = repvit_kws.name

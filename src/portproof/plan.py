@@ -84,6 +84,25 @@ PARITY: tuple[Phase, ...] = (
 
 PLANS: dict[str, tuple[Phase, ...]] = {"smoke": SMOKE, "parity": PARITY}
 
+# What one can ask for on its own, and the phases of `PARITY` that it takes. The parameters need none.
+CHECKS: dict[str, tuple[str, ...]] = {
+    "parameters": (),
+    "forward": ("float32.forward",),
+    "stages": ("float64.eval",),
+    "counts": ("float64.count-eval", "float64.count-train", "float32.count"),
+    "function": ("float64.eval", "float32.eval"),
+    "training": ("float64.train", "float32.train"),
+    "batchnorm": ("float64.train",),
+    "steps": ("float64.sgd", "float64.adamw"),
+    "precision": ("float64.eval", "float64.train", "float32.eval", "float32.train"),
+}
+
+
+def phases_for(checks: Sequence[str]) -> tuple[Phase, ...]:
+    """The phases that these checks need, in the order of `PARITY`; all of them for no checks."""
+    wanted = {name for check in checks for name in CHECKS[check]}
+    return tuple(phase for phase in PARITY if phase.name in wanted) if checks else PARITY
+
 _BUILD_COST = 5.0  # making a Keras model takes about as long as this many of its forward passes
 
 

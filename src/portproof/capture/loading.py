@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -13,6 +14,9 @@ from typing import Any
 
 from portproof.errors import MirrorError, WorkerError
 from portproof.mirror import check_factory
+
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def load_factory(text: str) -> Callable[[], Any]:
@@ -63,7 +67,7 @@ def describe(error: BaseException) -> str:
     """An error on one line, with the place in the user's own code where it came from."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    text = " ".join(str(error).split())
+    text = " ".join(_ANSI.sub("", str(error)).split())  # Keras prints its errors in bold
     return f"{type(error).__name__}: {text[:400]}{'…' if len(text) > 400 else ''}{place}"
 
 

@@ -132,7 +132,10 @@ class Side:
         """Which of the source's tensors each variable gets; those of another shape keep their own values."""
         pairing = pair_parameters(self.weights.records, model.parameters())
         if pairing.only_a or pairing.only_b:
-            model.sort_by_execution()
+            try:
+                model.sort_by_execution()
+            except Exception as error:
+                raise self._failed("on its main inputs", error) from error
             pairing = pair_parameters(self.weights.records, model.parameters())
         shapes = {record.name: record.shape for record in model.parameters()}
         placed = {}
@@ -208,7 +211,10 @@ class Side:
         for step in range(1, STEPS + 1):
             with tf.GradientTape() as tape:
                 loss = objective(list(_tensors(model.call(inputs, training=True))), phase.objective)
-            gradients = tape.gradient(loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            gradients = [
+                tf.zeros_like(variable) if gradient is None else tf.convert_to_tensor(gradient)
+                for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=True)
+            ]
             if phase.optimizer == "adamw":
                 # Keras adds epsilon to the square root of the raw second moment, torch to that of the corrected one.
                 optimizer.epsilon = ADAMW["epsilon"] * (1 - ADAMW["beta_2"] ** step) ** 0.5
@@ -228,30 +234,24 @@ class Side:
 
     @contextmanager
     def _recording(self, model: _Model, recorder: Recorder, layouts: Layouts, phase: Phase) -> Iterator[None]:
-        """Record the calls of the model's layers while the block runs, by wrapping the one place they all go through."""
-        paths = {id(layer): path or MODEL for path, (layer, _) in model.layers.items() if phase.layers or not path}
-        base = tf.keras.layers.Layer
-        original: Callable[..., Any] = base.__call__
+        """Record the calls of the model's layers while the block runs."""
 
-        def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
-            path = paths.get(id(layer))
-            if path is None:
-                return original(layer, *args, **kwargs)
-            given = [(tensor, recorder.key_of(tensor)) for tensor in _tensors((args, kwargs))]
-            layouts.given(layer, [tensor for tensor, key in given if key is None])
-            if phase.training and isinstance(layer, tf.keras.layers.BatchNormalization):
-                self._store_batch_statistics(phase, path, layer, given[0][0])
-            output = original(layer, *args, **kwargs)
-            produced = list(_tensors(output))
-            layouts.returned(layer, [tensor for tensor, _ in given], produced)
-            recorder.call(path, given, produced)
-            return output
+        def wrap(path: str, layer: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                given = [(tensor, recorder.key_of(tensor)) for tensor in _tensors((args, kwargs))]
+                layouts.given(layer, [tensor for tensor, key in given if key is None])
+                if phase.training and isinstance(layer, tf.keras.layers.BatchNormalization):
+                    self._store_batch_statistics(phase, path, layer, given[0][0])
+                output = original(*args, **kwargs)
+                produced = list(_tensors(output))
+                layouts.returned(layer, [tensor for tensor, _ in given], produced)
+                recorder.call(path or MODEL, given, produced)
+                return output
 
-        base.__call__ = call
-        try:
+            return call
+
+        with _wrapped_calls({path: layer for path, (layer, _) in model.layers.items() if phase.layers or not path}, wrap):
             yield
-        finally:
-            base.__call__ = original
 
     def _store_batch_statistics(self, phase: Phase, path: str, layer: Any, x: Any) -> None:
         key = f"{phase.name}/batch-variance/{path}"
@@ -340,21 +340,35 @@ class _Model:
 
     def sort_by_execution(self) -> None:
         """Put the variables in the order in which their layers are executed, for pairing without names."""
-        order: dict[int, int] = {}
-        base = tf.keras.layers.Layer
-        original = base.__call__
+        order: dict[str, int] = {}
 
-        def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
-            order.setdefault(id(layer), len(order))
-            return original(layer, *args, **kwargs)
+        def wrap(path: str, layer: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                order.setdefault(path, len(order))
+                return original(*args, **kwargs)
 
-        base.__call__ = call
-        try:
+            return call
+
+        with _wrapped_calls({path: layer for path, (layer, _) in self.layers.items()}, wrap):
             self(MAIN)
-        finally:
-            base.__call__ = original
-        position = {path: order.get(id(layer), len(order)) for path, (layer, _) in self.layers.items()}
-        self._variables = sorted(self.variables, key=lambda each: position[each.record.layer])
+        self._variables = sorted(self.variables, key=lambda each: order.get(each.record.layer, len(order)))
+
+
+@contextmanager
+def _wrapped_calls(
+    layers: dict[str, Any], wrap: Callable[[str, Any, Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
+    """Put ``wrap(path, layer, call)`` in the place of each layer's ``call``, as an attribute of the instance.
+
+    Unlike ``__call__``, which Python looks up on the class, this also sees models that run a part's ``call`` directly.
+    """
+    for path, layer in layers.items():
+        layer.call = wrap(path, layer, layer.call)
+    try:
+        yield
+    finally:
+        for layer in layers.values():
+            del layer.call
 
 
 class Layouts:

@@ -10,7 +10,7 @@ import numpy as np
 
 from portproof.compare.batchnorm import measured_rules, without_rule
 from portproof.compare.causes import likely_causes
-from portproof.compare.facts import CallFacts, Facts, Measurement, Structure
+from portproof.compare.facts import CallFacts, Facts, Measurement, provable
 from portproof.compare.measure import distance, relative_error
 from portproof.compare.pairing import Pairs, same_layout
 from portproof.compare.structure import describe_structure, layer_settings
@@ -23,7 +23,6 @@ __all__ = ["compare"]
 
 # Which phase holds the same experiment in the other precision.
 _TWIN = {"float64.eval": "float32.eval", "float64.train": "float32.train", "float64.forward": "float32.forward"}
-_EXPERIMENT = {phase: phase.partition(".")[2] for phase in (*_TWIN, *_TWIN.values())}
 
 
 def compare(a: Trace, b: Trace) -> Facts:
@@ -33,12 +32,17 @@ def compare(a: Trace, b: Trace) -> Facts:
         TraceError: a trace cannot be read, or the two are of different experiments.
     """
     pairs = Pairs(a, b)
-    comparison = _Comparison(pairs)
+    facts = {trace: trace.manifest.facts["phases"] for trace in (a, b)}
+    coarse = {"a": tuple(_coarse(a)), "b": tuple(_coarse(b))}
+    unavailable = {
+        name: {phase: found["unavailable"] for phase, found in facts[trace].items() if "unavailable" in found}
+        for name, trace in (("a", a), ("b", b))
+    }
+    comparison = _Comparison(pairs, fallback=not provable(coarse, unavailable))
     phases = [phase for phase in a.phases() if phase in b.phases()]
     for phase in phases:
         comparison.phase(phase)
     structure = describe_structure(pairs)
-    facts = {trace: trace.manifest.facts["phases"] for trace in (a, b)}
     return Facts(
         sides={"a": _side(a), "b": _side(b)},
         structure=structure,
@@ -52,11 +56,8 @@ def compare(a: Trace, b: Trace) -> Facts:
         layers_of={record.name: record.layer for record in a.manifest.parameters},
         batchnorm=tuple(comparison.rules.values()),
         settings=tuple(layer_settings(pairs)),
-        unavailable={
-            name: {phase: found["unavailable"] for phase, found in facts[trace].items() if "unavailable" in found}
-            for name, trace in (("a", a), ("b", b))
-        },
-        coarse={name: tuple(_coarse(trace)) for name, trace in (("a", a), ("b", b))},
+        unavailable=unavailable,
+        coarse=coarse,
         causes=tuple(likely_causes(pairs, comparison.measurements, comparison.calls)),
     )
 
@@ -64,7 +65,8 @@ def compare(a: Trace, b: Trace) -> Facts:
 class _Comparison:
     """Measures phase after phase; every pair of tensors once."""
 
-    def __init__(self, pairs: Pairs) -> None:
+    def __init__(self, pairs: Pairs, *, fallback: bool) -> None:
+        self._fallback = fallback
         self.pairs, self.a, self.b = pairs, pairs.a, pairs.b
         self.measurements: dict[str, Measurement] = {}
         self.calls: dict[str, list[CallFacts]] = {}
@@ -176,11 +178,17 @@ class _Comparison:
         return key
 
     def _own_error(self, trace: Trace, phase: str, key: str, least_scale: float) -> float | None:
-        """A side's error in float32, measured against its own float64 run of the same experiment."""
-        twin = _TWIN.get(phase)
-        if twin is None or f"{twin}/{key}" not in trace:
+        """A side's error in float32, measured against its own float64 run of the same experiment.
+
+        It belongs to the float64 measurement; where there is no float64 proof, to the float32 one.
+        """
+        if phase.startswith("float64"):
+            single, double = _TWIN.get(phase), phase
+        else:
+            single, double = phase, next((d for d, s in _TWIN.items() if s == phase and self._fallback), None)
+        if single is None or double is None or f"{single}/{key}" not in trace or f"{double}/{key}" not in trace:
             return None
-        return relative_error(trace.tensor(f"{twin}/{key}"), trace.tensor(f"{phase}/{key}"), least_scale)
+        return relative_error(trace.tensor(f"{single}/{key}"), trace.tensor(f"{double}/{key}"), least_scale)
 
     def _without_variance_rule(
         self, phase: str, key_a: str, key_b: str, x: NDArray[Any], y: NDArray[Any]

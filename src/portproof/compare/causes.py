@@ -64,11 +64,16 @@ def _explain(pairs: Pairs, facts: CallFacts, call: CallRecord, other: CallRecord
         if record.layer == call.layer and (key := f"weights/excited/{record.name}") in pairs.a
     }
     settings = next(record.settings for record in pairs.a.manifest.layers if record.name == call.layer)
-    own = relative_error(y_b, y_a)
-    for text, prediction in _predictions(facts.kind_a, x, y_a, y_b, weights, settings):
-        if prediction.shape == y_b.shape and relative_error(prediction, y_b) < min(_FITS, own / 100):
-            yield text
-            return
+    finite = np.isfinite(y_b)  # a defect may leave NaN behind, such as the root of a negative "variance"
+    if not finite.any():
+        return
+    own = relative_error(y_b[finite], y_a[finite])
+    with np.errstate(all="ignore"):
+        for text, prediction in _predictions(facts.kind_a, x, y_a, y_b, weights, settings):
+            if prediction.shape == y_b.shape and np.array_equal(np.isfinite(prediction), finite):
+                if relative_error(prediction[finite], y_b[finite]) < min(_FITS, own / 100):
+                    yield text
+                    return
 
 
 def _predictions(
@@ -92,7 +97,7 @@ def _batchnorm(x: Array, y_b: Array, weights: Mapping[str, Array], eps: float) -
     shape = (1, -1, *(1,) * (x.ndim - 2))
 
     def norm(mean: Array, var: Array, eps: float) -> Array:
-        scale = gamma / np.sqrt(np.maximum(var, 0) + eps)
+        scale = gamma / np.sqrt(var + eps)
         return (x - mean.reshape(shape)) * scale.reshape(shape) + beta.reshape(shape)
 
     fitted = _fitted_eps(x, y_b, mean, var, gamma, beta)
@@ -141,11 +146,56 @@ def _linear_maps(
         shape = (-1,) if y_a.shape[-1] == bias.size and y_a.ndim == 2 else (1, -1, *(1,) * (y_a.ndim - 2))
         if y_a.ndim == 2 or y_a.shape[1] == bias.size:
             yield "the bias is missing", y_a - bias.reshape(shape)
+    if weight.ndim == 4 and x.ndim == 4 and settings.get("dilation", 1) == 1:
+        yield from _convolutions(x, weight, bias, settings)
     matrix = weight.reshape(weight.shape[0], -1)
     pointwise = matrix.shape == weight.shape[:2] and settings.get("groups", 1) == 1 and settings.get("stride", 1) == 1
-    if pointwise and matrix.shape[0] == matrix.shape[1] and x.ndim >= 2 and x.shape[1] == matrix.shape[0]:
-        turned = np.moveaxis(np.tensordot(matrix.T, x, (1, 1)), 0, 1)
-        yield "the kernel is transposed (in and out exchanged)", turned if bias is None else turned + bias.reshape(shape)
+    if not pointwise or x.ndim < 2 or x.shape[1] != matrix.shape[1]:
+        return
+    wrong = {"the kernel was reshaped where it has to be transposed": matrix.reshape(matrix.shape[::-1]).T}
+    if matrix.shape[0] == matrix.shape[1]:
+        wrong["the kernel is transposed (in and out exchanged)"] = matrix.T
+    for text, turned in wrong.items():
+        output = np.moveaxis(np.tensordot(turned, x, (1, 1)), 0, 1)
+        yield text, output if bias is None else output + bias.reshape(shape)
+
+
+def _convolutions(
+    x: Array, weight: Array, bias: Array | None, settings: Mapping[str, Any]
+) -> Iterator[tuple[str, Array]]:
+    stride, pad, kernel = (_pair(settings.get(key, default)) for key, default in (("stride", 1), ("padding", 0), ("kernel_size", 1)))
+    own = [(p, p) for p in pad]
+    # TensorFlow's rule: as much padding as the output size needs, the odd row at the end.
+    totals = [
+        max((math.ceil(size / s) - 1) * s + k - size, 0) for size, s, k in zip(x.shape[2:], stride, kernel, strict=True)
+    ]
+    same = [(total // 2, total - total // 2) for total in totals]
+    groups = int(settings.get("groups", 1))
+    if same != own:
+        text = f"padding='same', which pads {same[0]} rows and {same[1]} columns where the original pads {own[0]} and {own[1]}"
+        yield text, _convolve(x, weight, bias, stride, same, groups)
+    if max(kernel) > 1:
+        yield "the kernel is flipped", _convolve(x, weight[:, :, ::-1, ::-1], bias, stride, own, groups)
+        if kernel[0] == kernel[1]:
+            turned = weight.swapaxes(2, 3)
+            yield "height and width of the kernel are exchanged", _convolve(x, turned, bias, stride, own, groups)
+
+
+def _convolve(
+    x: Array, weight: Array, bias: Array | None, stride: Sequence[int], pads: Sequence[tuple[int, int]], groups: int
+) -> Array:
+    padded = np.pad(x, ((0, 0), (0, 0), *pads))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, weight.shape[2:], (2, 3))[:, :, :: stride[0], :: stride[1]]
+    batch, channels = x.shape[:2]
+    grouped = windows.reshape(batch, groups, channels // groups, *windows.shape[2:])
+    kernels = weight.reshape(groups, -1, *weight.shape[1:])
+    output = np.einsum("bgihwkl,goikl->bgohw", grouped, kernels, optimize=True)
+    output = output.reshape(batch, weight.shape[0], *output.shape[3:])
+    return output if bias is None else output + bias.reshape(1, -1, 1, 1)
+
+
+def _pair(value: Any) -> list[int]:
+    return [int(each) for each in value] if isinstance(value, (list, tuple)) else [int(value), int(value)]
 
 
 _ACTIVATIONS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from portproof.compare.facts import CallFacts, Facts, Measurement
+from portproof.compare.facts import CallFacts, Facts, Measurement, provable
 
 # Where to look, in order: the forward passes first, for what goes wrong there shows up in everything after it.
 _FORWARD = ("float64.eval", "float64.train", "float32.eval")
@@ -37,16 +37,25 @@ class Divergence:
     causes: tuple[str, ...]
 
 
-def first_divergence(facts: Facts, differs: Callable[[Measurement], bool]) -> Divergence | None:
-    """The first layer, in the original's order of execution, at which ``differs`` becomes true."""
+def first_divergence(
+    facts: Facts, differs: Callable[[Measurement], bool], imprecise: Callable[[Measurement], bool]
+) -> Divergence | None:
+    """The first layer, in the original's order of execution, at which ``differs`` becomes true.
+
+    If there is none, the first at which ``imprecise`` does: the same function, computed with a larger rounding error.
+    """
     measurements = {each.key: each for each in facts.measurements}
     for phase in _FORWARD:
-        if phase.startswith("float32") and any(key.startswith("float64.eval/outputs") for key in measurements):
-            continue  # only the fallback locates in float32
-        found = _in_calls(facts, facts.calls.get(phase, ()), measurements, differs)
+        if phase.startswith("float32") == provable(facts.coarse, facts.unavailable):
+            continue  # float64 locates where it is a proof, float32 where it has to do instead
+        found = _in_calls(facts.calls.get(phase, ()), measurements, differs)
         if found:
             call, measurement, agree = found
             return _divergence(facts, call.layer, call.other, "output", phase, measurement, agree)
+    found = _in_calls(facts.calls.get("float64.eval", ()), measurements, imprecise)
+    if found:
+        call, measurement, agree = found
+        return _divergence(facts, call.layer, call.other, "float32 error", "float32.eval", measurement, agree)
     for phase, group, what in _AFTER:
         wrong = [each for each in facts.measurements if each.phase == phase and each.group == group and differs(each)]
         if wrong:
@@ -58,7 +67,7 @@ def first_divergence(facts: Facts, differs: Callable[[Measurement], bool]) -> Di
 
 
 def _in_calls(
-    facts: Facts, calls: tuple[CallFacts, ...], measurements: dict[str, Measurement], differs: Callable[[Measurement], bool]
+    calls: tuple[CallFacts, ...], measurements: dict[str, Measurement], differs: Callable[[Measurement], bool]
 ) -> tuple[CallFacts, Measurement, bool] | None:
     first: tuple[CallFacts, Measurement, bool] | None = None
     for call in calls:
@@ -81,10 +90,10 @@ def _divergence(
         what=what,
         phase=phase,
         name=measurement.name,
-        relative=distance.relative,
+        relative=distance.relative if what != "float32 error" else measurement.error_b or 0.0,
         index=distance.worst,
-        value_a=distance.worst_a,
-        value_b=distance.worst_b,
+        value_a=distance.worst_a if what != "float32 error" else measurement.error_a or 0.0,
+        value_b=distance.worst_b if what != "float32 error" else measurement.error_b or 0.0,
         inputs_agree=inputs_agree,
         settings=tuple(_settings(facts, layer)),
         causes=tuple(cause.text for cause in facts.causes if cause.layer == layer),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -110,6 +111,11 @@ class Facts:
                 "causes": tuple(Cause(**row) for row in body["causes"]),
             }
         )
+
+
+def provable(coarse: Mapping[str, Sequence[str]], unavailable: Mapping[str, Mapping[str, str]]) -> bool:
+    """Whether both sides really ran in float64: no layer computed in less, and neither raised."""
+    return not any(coarse.values()) and not any("float64.eval" in phases for phases in unavailable.values())
 
 
 def _tuples(row: dict[str, Any]) -> dict[str, Any]:

@@ -15,13 +15,14 @@ from functools import partial
 from typing import Any
 
 from portproof.compare.divergence import Divergence, first_divergence
-from portproof.compare.facts import Facts, Measurement
+from portproof.compare.facts import Facts, Measurement, provable
 from portproof.errors import InputError
 
 SAME, DIFFERS, UNDECIDED = "same", "differs", "undecided"
 PASS, FAIL, NOTE, UNKNOWN = "pass", "fail", "note", "unknown"
 _FLOAT32_TO_FLOAT64 = 2.0**-29  # the ratio of the two precisions' units in the last place
 _FLOAT32_ULP = 2.0**-24
+_WORDS = {"a": "original", "b": "port"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,23 +119,30 @@ def judge(facts: Facts, policy: Policy | None = None) -> Verdict:
         by_group.setdefault((measurement.phase, measurement.group), []).append(measurement)
     overall = _overall_error(facts)
     limit = partial(limit64, policy=policy, overall=overall)
-    provable = not (facts.coarse["a"] or facts.coarse["b"] or facts.unavailable["a"] or facts.unavailable["b"])
+    proof = provable(facts.coarse, facts.unavailable)
     checks = [_isolation(facts), _parameters(facts), _weights(facts), _stages(facts), _coverage(facts)]
     checks += _finite(facts)
-    if not provable:
+    if not proof:
         checks.append(_no_float64(facts))
+    checks += _unavailable(facts)
     checks += _gradient_counts(facts, policy)
-    for group, phase, name, title in _FUNCTION if provable else ():
+    for group, phase, name, title in _FUNCTION if proof else ():
         if found := by_group.get((phase, group)):
             checks.append(_function(found, name, title, limit, facts))
-    for group, phase, name, title in _PRECISION if provable else ():
+    for group, phase, name, title in _PRECISION if proof else ():
         if found := [each for each in by_group.get((phase, group), ()) if each.error_a is not None]:
             checks.append(_precision(found, name, title, policy))
-    if not provable:
+    if not proof:
         checks += _fallback(by_group, policy)
-    checks = [check for check in checks if check is not None]
-    divergence = first_divergence(facts, lambda each: each.distance.relative > limit(each))
-    return _sum_up(checks, divergence, policy, provable)
+
+    def differs(each: Measurement) -> bool:
+        return each.distance.relative > (limit(each) if proof else limit32(each, policy))
+
+    def imprecise(each: Measurement) -> bool:
+        return proof and each.error_b is not None and each.error_b > precision_limit(each, policy)
+
+    divergence = first_divergence(facts, differs, imprecise)
+    return _sum_up([check for check in checks if check is not None], divergence, policy, proof)
 
 
 def limit64(measurement: Measurement, policy: Policy, overall: float = 0.0) -> float:
@@ -148,6 +156,16 @@ def limit64(measurement: Measurement, policy: Policy, overall: float = 0.0) -> f
         error = overall
     share = policy.conditioning * error * _FLOAT32_TO_FLOAT64
     return max(policy.float64, min(share, policy.float64_most))
+
+
+def precision_limit(measurement: Measurement, policy: Policy) -> float:
+    """What the port's float32 error may be: a multiple of the original's, or a few units in the last place."""
+    return max(policy.precision * (measurement.error_a or 0.0), policy.precision_floor)
+
+
+def limit32(measurement: Measurement, policy: Policy) -> float:
+    """Without a float64 proof: what two float32 values may differ by, from the original's own measured rounding."""
+    return 2 * precision_limit(measurement, policy)
 
 
 def _overall_error(facts: Facts) -> float:
@@ -176,9 +194,7 @@ def _function(
 
 
 def _precision(found: Sequence[Measurement], name: str, title: str, policy: Policy) -> Check:
-    def limit(each: Measurement) -> float:
-        return max(policy.precision * (each.error_a or 0.0), policy.precision_floor)
-
+    limit = partial(precision_limit, policy=policy)
     worst = max(found, key=lambda each: (each.error_b or 0.0) / limit(each))
     wrong = [each for each in found if not (each.error_b or 0.0) <= limit(each)]
     return Check(
@@ -194,22 +210,22 @@ def _precision(found: Sequence[Measurement], name: str, title: str, policy: Poli
 
 
 def _fallback(by_group: dict[tuple[str, str], list[Measurement]], policy: Policy) -> Iterator[Check]:
-    """Without a float64 proof: float32 against float32, judged by what float32 rounding usually comes to."""
+    """Without a float64 proof: float32 against float32, judged by the original's own rounding where it is known."""
     for group, phase, name, title in (
         ("outputs", "float32.eval", "fallback-layers", "every layer's output, float32 (no float64 proof)"),
         ("batches", "float32.forward", "fallback-batches", "logits of every batch, float32 (no float64 proof)"),
         ("gradients", "float32.eval", "fallback-gradients", "gradient of every parameter, float32 (no float64 proof)"),
     ):
         if found := by_group.get((phase, group)):
-            limit = policy.precision * policy.precision_floor
-            worst = max(found, key=lambda each: each.distance.relative)
-            wrong = [each for each in found if each.distance.relative > limit]
+            limit = partial(limit32, policy=policy)
+            worst = max(found, key=lambda each: each.distance.relative / limit(each))
+            wrong = [each for each in found if each.distance.relative > limit(each)]
             yield Check(
                 name,
                 title,
                 FAIL if wrong else PASS,
                 _number(worst.distance.relative),
-                _number(limit),
+                _number(limit(worst)),
                 worst.name,
                 len(found),
                 tuple(_pair(each) for each in wrong[:8]),
@@ -306,11 +322,20 @@ def _finite(facts: Facts) -> Iterator[Check]:
 
 def _no_float64(facts: Facts) -> Check:
     details = []
-    for name, word in (("a", "original"), ("b", "port")):
-        details += [f"{phase} on the {word}: {reason}" for phase, reason in facts.unavailable[name].items()]
+    for name, word in _WORDS.items():
+        if "float64.eval" in facts.unavailable[name]:
+            details.append(f"the {word} raised: {facts.unavailable[name]['float64.eval']}")
         if facts.coarse[name]:
             details.append(f"layers of the {word} that compute below float64: {', '.join(facts.coarse[name][:8])}")
     return Check("float64", "both sides run in float64", UNKNOWN, "no", "yes", details=tuple(details))
+
+
+def _unavailable(facts: Facts) -> Iterator[Check]:
+    """Experiments that a model could not run in float64, although it runs in float32."""
+    for name, word in _WORDS.items():
+        for phase, reason in facts.unavailable[name].items():
+            if phase != "float64.eval":
+                yield Check(phase, f"the {word} runs in {phase}", UNKNOWN, "it raised", "it runs", details=(reason,))
 
 
 def _gradient_counts(facts: Facts, policy: Policy) -> Iterator[Check]:
@@ -369,10 +394,10 @@ def _number(value: float) -> str:
     return f"{value:.1e}" if value else "0"
 
 
-def _sum_up(checks: Sequence[Check], divergence: Divergence | None, policy: Policy, provable: bool) -> Verdict:
+def _sum_up(checks: Sequence[Check], divergence: Divergence | None, policy: Policy, proof: bool) -> Verdict:
     failed = [check for check in checks if check.status == FAIL]
     unknown = [check for check in checks if check.status == UNKNOWN and check.name != "float64"]
-    if unknown:
+    if unknown and not any(check.status == FAIL and check.name != "forward" for check in checks):
         summary = f"could not be judged: {unknown[0].title}: {unknown[0].value}"
         return Verdict(UNDECIDED, summary, tuple(checks), divergence, policy)
     if failed:
@@ -382,6 +407,6 @@ def _sum_up(checks: Sequence[Check], divergence: Divergence | None, policy: Poli
     summary = "the same model: same function, same precision"
     if not any(check.name.startswith("precision") for check in checks):
         summary = "the same function"
-    if not provable:
+    if not proof:
         summary = "no difference found in float32; a float64 proof was not possible"
     return Verdict(SAME, summary, tuple(checks), divergence, policy)

@@ -34,6 +34,15 @@ _registered = tf.keras.utils.register_keras_serializable(package="portproof.repv
 DEPTHWISE_LAYERS = ("depthwise", "grouped")  # DepthwiseConv2D, or Conv2D(groups=channels)
 
 
+@tf.function(jit_compile=True)
+def _compiled_conv2d(inputs: Any, kernel: Any, strides: tuple[int, int], padding: str) -> Any:
+    """tf.nn.conv2d through XLA: TF's own CPU kernels have no gradient of a grouped convolution unless oneDNN is on.
+
+    Keras compiles these as well, but Keras 3 anew at every call.
+    """
+    return tf.nn.conv2d(inputs, kernel, strides, padding)
+
+
 @_registered
 class PaddedConv2D(layers.Conv2D):
     """Conv2D with PyTorch's padding: ``pad`` zeros on all four sides, where 'same' pads one side more at stride 2."""
@@ -44,12 +53,9 @@ class PaddedConv2D(layers.Conv2D):
 
     def convolution_op(self, inputs: Any, kernel: Any) -> Any:
         """Pad and convolve (B, H, W, in) with (kH, kW, in / groups, filters)."""
-        padded = _pad(inputs, self.pad)
-        if self.groups > 1:
-            # Left to Keras, which compiles these with XLA: TF's CPU kernel for their gradients needs oneDNN.
-            return super().convolution_op(padded, kernel)
+        convolve = _compiled_conv2d if self.groups > 1 else tf.nn.conv2d
         # A Keras 3 variable takes TF's slow path into an op, a tensor does not.
-        return tf.nn.conv2d(padded, tf.convert_to_tensor(kernel), self.strides, "VALID")
+        return convolve(_pad(inputs, self.pad), tf.convert_to_tensor(kernel), self.strides, "VALID")
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Map (B, H, W, in) to (B, H', W', filters)."""
@@ -292,7 +298,7 @@ class KWSRepViT(RepViT):
     With the default ``cfgs`` it has 214,222 trainable parameters. ``cfgs`` are rows as in ``KWS_TINY_CFGS``; wrong
     ones, and inputs of another rank, raise ``ValueError``. Depthwise convolutions are DepthwiseConv2D layers, or with
     ``depthwise="grouped"`` Conv2D layers of as many groups as channels: the same function, slower on the CPU.
-    Weights and computation have ``dtype``, by default ``tf.keras.backend.floatx()``.
+    ``dtype`` is that of weights and computation, a name or a Keras policy; by default Keras' global policy decides.
     """
 
     def __init__(
@@ -324,7 +330,7 @@ class KWSRepViT(RepViT):
         self.build((None, *KWS_INPUT_SHAPE))
 
     def build(self, input_shape: Any) -> None:
-        """Do nothing, for all is built; Keras 3 notes ``input_shape`` as the signature of ``export``."""
+        """Do nothing, for all is built; Keras 3 notes ``input_shape`` for the signature of ``export``."""
         self.built = True
 
     @tf.autograph.experimental.do_not_convert

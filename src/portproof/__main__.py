@@ -1,0 +1,5 @@
+"""``python -m portproof``: the same as the command ``portproof``."""
+
+from portproof.cli import main
+
+main()

@@ -1,0 +1,222 @@
+"""Check: run both sides of a mirror at once, compare their traces, reach the verdict."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from portproof import processes
+from portproof.errors import InputError
+from portproof.mirror import Mirror
+from portproof.plan import PARITY, Phase
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from portproof.compare.verdict import Policy
+    from portproof.processes import Progress
+    from portproof.report import Report
+    from portproof.trace import Trace
+
+SIDES = ("torch", "tensorflow")
+_KEPT_LOGS = 20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run a check.
+
+    ``weights``: ``shared`` (the original's, excited, carried over), ``own`` (each side keeps what its factory gives),
+    or a checkpoint file for the side that its name belongs to, carried over to the other. ``interpreters``: Python
+    executables by side. ``traces``: a folder to keep both traces in. ``samples``: real examples instead of the
+    mirror's own. ``lanes``: processes that the TensorFlow side's phases are dealt to.
+    """
+
+    weights: str | Path = "shared"
+    interpreters: Mapping[str, str] | None = None
+    seed: int = 0
+    threads: int = 1
+    lanes: int = 2
+    timeout: float = 600.0
+    traces: Path | None = None
+    samples: Mapping[str, NDArray[np.float32]] | None = None
+
+
+def check(
+    mirror: Mirror,
+    *,
+    phases: Sequence[Phase] = PARITY,
+    settings: Settings | None = None,
+    policy: Policy | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Capture both sides of ``mirror`` in two processes at once, and judge.
+
+    Raises:
+        PortproofError: a side could not be run; the message says why and what to do.
+    """
+    settings = settings or Settings()
+    started = time.perf_counter()
+    source = _source_side(settings.weights)
+    with _workspace(settings.traces) as (folder, logs):
+        traces = settings.traces or folder
+        jobs = {}
+        for side in SIDES:
+            role = "own" if settings.weights == "own" else "give" if side == source else "take"
+            jobs[side] = _write_job(mirror, side, role, phases, settings, folder, traces / side)
+
+        def give_inputs() -> None:
+            _write_inputs(mirror, settings, folder)
+
+        seconds = processes.run(
+            jobs,
+            interpreters=settings.interpreters or {},
+            logs=logs,
+            threads=settings.threads,
+            timeout=settings.timeout,
+            progress=progress,
+            while_running=give_inputs,
+        )
+        report = _judged(traces / SIDES[0], traces / SIDES[1], policy)
+    report.recorded.update(
+        seconds=round(time.perf_counter() - started, 2),
+        steps={side: dict(steps) for side, steps in seconds.items()},
+        logs={side: str(logs / f"{side}.log") for side in SIDES},
+        at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        samples=list(_samples(mirror, settings)),
+    )
+    return report
+
+
+def capture(
+    mirror: Mirror,
+    side: str,
+    target: Path | str,
+    *,
+    phases: Sequence[Phase] = PARITY,
+    settings: Settings | None = None,
+    weights_from: Trace | None = None,
+    progress: Progress | None = None,
+) -> Trace:
+    """Capture one side alone into the folder ``target``, with its own weights or with those of another trace.
+
+    Raises:
+        PortproofError: the side could not be run.
+    """
+    from portproof.capture.job import Weights
+    from portproof.trace import Trace
+
+    settings, target = settings or Settings(), Path(target)
+    with _workspace(None) as (folder, logs):
+        if weights_from is not None:
+            _weights_of(weights_from, Weights).write(folder)
+        own = "own" if settings.weights == "own" else "give"
+        job = _write_job(mirror, side, "take" if weights_from else own, phases, settings, folder, target)
+        processes.run(
+            {side: job},
+            interpreters=settings.interpreters or {},
+            logs=logs,
+            threads=settings.threads,
+            timeout=settings.timeout,
+            progress=progress,
+            while_running=lambda: _write_inputs(mirror, settings, folder),
+        )
+    return Trace.open(target, verify=False)
+
+
+def _judged(a: Path, b: Path, policy: Policy | None) -> Report:
+    from portproof.compare import compare
+    from portproof.compare.verdict import judge
+    from portproof.report import Report
+    from portproof.trace import Trace
+
+    # Written a moment ago by processes of our own: no need to hash them again.
+    facts = compare(Trace.open(a, verify=False), Trace.open(b, verify=False))
+    return Report(facts, judge(facts, policy))
+
+
+def _write_job(
+    mirror: Mirror, side: str, role: str, phases: Sequence[Phase], settings: Settings, folder: Path, trace: Path
+) -> Path:
+    from portproof.capture.job import Job
+
+    file = isinstance(settings.weights, Path) and side == _source_side(settings.weights)
+    job = Job(
+        side=side,
+        subject=mirror.name,
+        factory=getattr(mirror, side),
+        inputs=mirror.inputs,
+        phases=tuple(phases),
+        exchange=folder,
+        trace=trace,
+        weights=role,
+        checkpoint=Path(settings.weights).resolve() if file else None,
+        excite=settings.weights == "shared",
+        seed=settings.seed,
+        threads=settings.threads,
+        lanes=min(settings.lanes, os.cpu_count() or 1) if side == "tensorflow" else 1,
+        timeout=settings.timeout,
+    )
+    path = folder / f"{side}.json"
+    job.write(path)
+    return path
+
+
+def _source_side(weights: str | Path) -> str:
+    if isinstance(weights, Path):
+        from portproof.transfer.checkpoints import side_of
+
+        return side_of(weights)
+    return SIDES[0]
+
+
+def _samples(mirror: Mirror, settings: Settings) -> Mapping[str, NDArray[np.float32]]:
+    if settings.samples is not None:
+        return settings.samples
+    return mirror.samples() if mirror.samples else {}
+
+
+def _write_inputs(mirror: Mirror, settings: Settings, folder: Path) -> None:
+    from portproof.capture.job import make_inputs, write_inputs
+
+    samples = _samples(mirror, settings)
+    wanted = mirror.inputs[0].shape[1:]
+    for name, sample in samples.items():
+        if sample.shape != wanted:
+            raise InputError(f"Sample {name!r} has shape {sample.shape}, the mirror {mirror.name} wants {wanted}.")
+    write_inputs(folder, make_inputs(mirror, settings.seed, samples))
+
+
+def _weights_of(trace: Trace, weights_type: Any) -> Any:
+    sets = {which: dict(trace.items("weights", which)) for which in ("initial", "excited")}
+    return weights_type(trace.manifest.parameters, sets["initial"], sets["excited"])
+
+
+@contextmanager
+def _workspace(traces: Path | None) -> Iterator[tuple[Path, Path]]:
+    """A temporary folder for what the processes exchange, and a lasting one for their logs."""
+    if traces is not None:
+        traces.mkdir(parents=True, exist_ok=True)
+        logs = traces
+    else:
+        logs = _log_folder()
+    with tempfile.TemporaryDirectory(prefix="portproof-") as folder:
+        yield Path(folder), logs
+
+
+def _log_folder() -> Path:
+    """A new folder for this run's logs; the oldest of `_KEPT_LOGS` others goes."""
+    base = Path(tempfile.gettempdir()) / f"portproof-logs-{os.getuid()}"
+    base.mkdir(mode=0o700, exist_ok=True)
+    older = sorted(base.iterdir())
+    for folder in older[: max(len(older) - _KEPT_LOGS + 1, 0)]:
+        shutil.rmtree(folder, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=base))

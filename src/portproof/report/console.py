@@ -1,0 +1,348 @@
+"""The report on the terminal: who ran, stages side by side, checks, the first divergence, and one line of verdict."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from portproof.compare.verdict import DIFFERS, FAIL, NOTE, PASS, SAME, UNDECIDED, UNKNOWN, Check
+from portproof.compare.verdict import _same_shape as same_shape
+from portproof.report.listing import render_list, render_show
+from portproof.report.progress import Progress
+from portproof.report.terminal import console_for, cut, grid, mark, render_error, shape, table, text
+
+if TYPE_CHECKING:
+    from portproof.compare.divergence import Divergence
+    from portproof.compare.facts import Facts, Measurement
+    from portproof.report import Report
+
+__all__ = ["Progress", "console_for", "render_error", "render_list", "render_report", "render_show"]
+
+_STACKED_BELOW = 112  # columns; narrower, the tensor that came closest stands with the check's title
+_MARK, _NUMBER = 8, 10  # columns that a mark and a number take, with the space behind them
+_FOUND = 32  # columns for what is no number of its own, such as "214,222 in 195 + 6,888 in 108"
+_OUTCOME = {SAME: "bold green", DIFFERS: "bold red", UNDECIDED: "bold yellow"}
+_SHOWN = {PASS: 2, NOTE: 6, FAIL: 3, UNKNOWN: 6}  # details of one check, unless all are asked for
+
+
+@dataclass(frozen=True)
+class _Section:
+    """Checks that belong together. ``said`` is what the heading says already, and is left out of the titles."""
+
+    heading: str
+    names: tuple[str, ...]
+    said: str = ""
+    columns: tuple[str, ...] = ("measured", "limit")
+
+    @property
+    def own_error(self) -> bool:
+        """Whether a value of the original stands beside that of the port, besides the limit."""
+        return len(self.columns) == 3
+
+    def holds(self, check: Check) -> bool:
+        """Whether the check belongs here, by its name."""
+        return any(check.name == name or check.name.startswith(name + "-") for name in self.names)
+
+
+_STRUCTURE = _Section("structure", ("cpu", "parameters", "weights", "stages", "coverage", "forward", "float64"))
+_SECTIONS = (
+    _STRUCTURE,
+    _Section(
+        "gradients that are not zero", ("count",), "^(live|non-zero) gradients of (the )?", columns=("port", "original")
+    ),
+    _Section("same function: eval mode, float64", ("function",), ", eval mode, float64$"),
+    _Section(
+        "same function: training, float64", ("training", "batchnorm", "sgd", "adamw"), ", training mode, float64$"
+    ),
+    _Section(
+        "same precision: error in float32",
+        ("precision",),
+        "^float32 error of (the )?",
+        ("port", "original", "limit"),
+    ),
+    _Section("float32 against float32, no float64 proof", ("fallback",), r", float32 \(no float64 proof\)$"),
+    _Section("further checks", ()),
+)
+
+
+def render_report(
+    report: Report, *, console: Console | None = None, quiet: bool = False, stages: bool = True, verbose: bool = False
+) -> None:
+    """Print a report; the last line is the verdict.
+
+    Args:
+        report: what was found. Of ``recorded``, ``seconds`` (float), ``logs`` (side to path) and ``samples`` (names)
+            are shown where they are there.
+        console: where to; stdout if not given.
+        quiet: print the verdict's line alone.
+        stages: show the stages' shapes side by side.
+        verbose: show every detail of every check.
+    """
+    page = _Page(console or console_for(sys.stdout), report, verbose)
+    if not quiet:
+        page.header()
+        if stages:
+            page.stages()
+        page.checks()
+        page.details()
+        page.divergence()
+        page.notes()
+    page.last_line()
+
+
+def side_names(facts: Facts) -> tuple[str, str]:
+    """What the two sides are called: original and port, or which framework and version for any other two traces."""
+    a, b = facts.sides["a"], facts.sides["b"]
+    if (a["side"], b["side"]) == ("torch", "tensorflow"):
+        return "original", "port"
+    return f"a: {_framework(a)}", f"b: {_framework(b)}"
+
+
+class _Page:
+    """One report on one console."""
+
+    def __init__(self, console: Console, report: Report, verbose: bool) -> None:
+        self.console, self.report, self.verbose = console, report, verbose
+        self.facts, self.verdict = report.facts, report.verdict
+        self.a, self.b = side_names(report.facts)
+        self.stacked = console.width < _STACKED_BELOW
+
+    def header(self) -> None:
+        """What was compared with what, and on which machine."""
+        a, b = self.facts.sides["a"], self.facts.sides["b"]
+        rows = grid()
+        rows.add_row(text("comparing"), text(_subject(self.facts), "bold"))
+        for name, side in ((self.a, a), (self.b, b)):
+            rows.add_row(text(name), text(f"{_built(side)}\n{side['factory']}"))
+        machines = dict.fromkeys([_machine(a), _machine(b)])
+        rows.add_row(text("machine"), text("\n".join(machines)))
+        rows.add_row(text("weights"), text(_weights(a, b)))
+        if samples := self.report.recorded.get("samples"):
+            rows.add_row(text("samples"), text(", ".join(samples)))
+        if (self.a, self.b) != ("original", "port"):
+            rows.add_row(text("words"), text('below, "original" is a and "port" is b'))
+        self._block(None, rows)
+
+    def stages(self) -> None:
+        """The output shape of every stage on both sides."""
+        found = self.facts.structure.stages
+        if not found:
+            return
+        rows = table("stage", "kind", self.a, self.b, "")
+        for row in found:
+            if row["b"] is None:
+                missing = "no counterpart" if row["other"] is None else "not recorded"
+                cells = text(missing, "yellow"), self._mark(NOTE)
+            else:
+                cells = text(shape(row["b"])), self._mark(PASS if same_shape(row["a"], row["b"]) else FAIL)
+            rows.add_row(text(row["name"]), text(row["kind"], "dim"), text(shape(row["a"])), *cells)
+        self._block("stages", rows)
+
+    def checks(self) -> None:
+        """All checks, in sections."""
+        left = list(self.verdict.checks)
+        for section in _SECTIONS:
+            found = [check for check in left if section.holds(check) or not section.names]
+            left = [check for check in left if check not in found]
+            if found:
+                self._block(None, self._structure(found) if section is _STRUCTURE else self._numbers(section, found))
+        if self.stacked:
+            self._block(None, text("After a title stands the tensor that came closest to its limit.", "dim"))
+
+    def _structure(self, checks: Sequence[Check]) -> Table:
+        rows = table("", _STRUCTURE.heading, "")
+        rows.columns[0].width = _MARK - 2
+        rows.columns[1].width = min(self._title_width(), self.console.width - _MARK - _FOUND)
+        for check in checks:
+            found = text(check.value)
+            if check.status in (FAIL, UNKNOWN) and check.limit not in ("", check.value):
+                found += text(f"\nexpected {check.limit}")
+            rows.add_row(self._mark(check.status), text(check.title), found)
+        return rows
+
+    def _numbers(self, section: _Section, checks: Sequence[Check]) -> Table:
+        columns = [*section.columns, "tensors"]
+        # The columns of numbers stand below each other in all sections.
+        width = self._title_width() - _NUMBER * (len(columns) - 3)
+        rest = self.console.width - _MARK - self._title_width() - 3 * _NUMBER - 2  # of the last padding
+        rows = table("", section.heading, *(self._heading(column) for column in columns))
+        rows.columns[0].width, rows.columns[1].width = _MARK - 2, width
+        for column in rows.columns[2:]:
+            column.justify, column.width, column.no_wrap = "right", _NUMBER - 2, True
+        if not self.stacked:
+            rows.add_column("closest to the limit", overflow="fold")
+        for check in checks:
+            title = text(re.sub(section.said, "", check.title))
+            closest = check.where if check.count > 1 else ""  # of one tensor, none came closer than others
+            closest = closest if self.verbose else cut(closest, width if self.stacked else rest)
+            if self.stacked and closest:
+                fits = len(title) + len(closest) + 3 <= width
+                title += text(f" ({closest})" if fits else f"\n{closest}", "dim")
+            value, _, own = check.value.partition(" (original ")
+            values = [value, own.rstrip(")"), check.limit] if section.own_error else [check.value, check.limit]
+            cells = [*map(text, values), text(f"{check.count:,}"), *([] if self.stacked else [text(closest, "dim")])]
+            rows.add_row(self._mark(check.status), title, *cells)
+        return rows
+
+    def _heading(self, column: str) -> str:
+        name = {"original": self.a, "port": self.b}.get(column, column)
+        return name if len(name) <= _NUMBER - 2 else name.partition(":")[0]
+
+    def _title_width(self) -> int:
+        if self.stacked:
+            return min(self.console.width - _MARK - 3 * _NUMBER, 64)
+        return 36 if self.console.width < 120 else 46
+
+    def details(self) -> None:
+        """What stands behind the checks: everything that failed, and whatever was left out or taken out."""
+        rows = grid()
+        for check in self.verdict.checks:
+            lines = list(check.details)
+            if self.verbose and check.where:
+                lines.insert(0, f"closest to the limit: {check.where}")
+            if lines:
+                most = len(lines) if self.verbose else _SHOWN[check.status]
+                lines = lines if len(lines) <= most else [*lines[:most], "more with --verbose"]
+                body = text(check.title) + text("".join(f"\n{line}" for line in lines), "dim")
+                rows.add_row(self._mark(check.status), body)
+        if rows.row_count:
+            self._block("details", rows)
+
+    def divergence(self) -> None:
+        """Where the two first part."""
+        found = self.verdict.divergence
+        if found is None:
+            return
+        measured = next((each for each in self.facts.measurements if _is_of(each, found)), None)
+        other = f"   ({self.b}: {found.other})" if found.other and found.other != found.layer else ""
+        mode = "" if " mode" in found.what else ", training mode" if found.phase == "float64.train" else ", eval mode"
+        what = f"{found.what}{mode if found.what == 'output' else ''}, {found.phase.partition('.')[0]}"
+        lines = [text(found.layer, "bold") + text(other), text(f"{what}: relative difference {found.relative:.3g}")]
+        if found.name not in ("", found.layer):
+            lines.append(text(f"tensor {found.name}", "dim"))
+        if found.what == "output":
+            agrees = "its inputs agree: the difference begins here"
+            before = "what reaches it differs already: look at the code between the layers in front of it"
+            lines.append(text(agrees if found.inputs_agree else before, "bold"))
+        rows = grid()
+        for name, value in self._values(found, measured):
+            rows.add_row(text(name), text(value))
+        for name, texts in (("settings", found.settings), ("likely", found.causes)):
+            if texts:
+                rows.add_row(text(name), text("\n".join(texts), "bold yellow" if name == "likely" else ""))
+        panel = Panel(Group(*lines, "", rows), title="first divergence", title_align="left", border_style="red",
+                      width=min(self.console.width, 110))  # fmt: skip
+        self.console.print(panel)
+        self.console.print()
+
+    def _values(self, found: Divergence, measured: Measurement | None) -> Iterator[tuple[str, str]]:
+        if measured is not None and measured.distance.shape_a != measured.distance.shape_b:
+            yield self.a, f"shape {shape(measured.distance.shape_a)}"
+            yield self.b, f"shape {shape(measured.distance.shape_b)}"
+            return
+        values = [f"{found.value_a:.9g}", f"{found.value_b:.9g}"]
+        if values[0] == values[1]:
+            values = [repr(found.value_a), repr(found.value_b)]
+        width = max(map(len, values))
+        at = f"   worst value, at {list(found.index)}" if found.index else ""
+        bad = (measured.distance.bad_a, measured.distance.bad_b) if measured else (0, 0)
+        for name, value, count in zip((self.a, self.b), values, bad, strict=True):
+            nan = f"   and {count:,} values NaN or Inf" if count else ""
+            yield name, f"{value:>{width}}{at}{nan}"
+            at = ""
+        if measured is not None:
+            yield "overall", f"max abs {measured.distance.max_abs:.3g}, cosine {measured.distance.cosine:.9g}"
+
+    def notes(self) -> None:
+        """What was done to the models and the tensors, and where the logs are."""
+        rows = grid()
+        for name, side in ((self.a, self.facts.sides["a"]), (self.b, self.facts.sides["b"])):
+            if side["notes"]:
+                rows.add_row(text(name), text("\n".join(side["notes"])))
+        done = Counter(each.note for each in self.facts.measurements if each.note)
+        if done:
+            lines = (f"{note} ({count:,} tensors)" for note, count in done.items())
+            rows.add_row(text("measured"), text("\n".join(lines)))
+        if self.verbose and self.facts.settings:
+            lines = (f"{row['layer']}: {row['setting']} is {row['a']} and {row['b']}" for row in self.facts.settings)
+            rows.add_row(text("settings"), text("\n".join(lines)))
+        if logs := self.report.recorded.get("logs"):
+            rows.add_row(text("logs"), text("\n".join(logs.values())))
+        if rows.row_count:
+            self._block("notes", rows)
+
+    def last_line(self) -> None:
+        """The verdict."""
+        verdict, seconds = self.verdict, self.report.recorded.get("seconds")
+        took = f", {seconds:.1f} s" if isinstance(seconds, (int, float)) else ""
+        count = len(verdict.checks)
+        line = f"  {_subject(self.facts)}: {verdict.summary.removeprefix('the same model: ')} ({count} checks{took})"
+        self.console.print(text(verdict.outcome.upper(), _OUTCOME[verdict.outcome]) + text(line), soft_wrap=True)
+
+    def _mark(self, status: str) -> Text:
+        return mark(self.console, status)
+
+    def _block(self, heading: str | None, body: Table | Text) -> None:
+        if heading:
+            self.console.print(text(heading, "bold"))
+        self.console.print(body)
+        self.console.print()
+
+
+def _subject(facts: Facts) -> str:
+    return " and ".join(dict.fromkeys(str(side["subject"]) for side in facts.sides.values()))
+
+
+def _framework(side: dict[str, Any]) -> str:
+    return f"{side['environment']['framework']} {side['environment']['version']}"
+
+
+def _built(side: dict[str, Any]) -> str:
+    environment = side["environment"]
+    python = environment.get("machine", {}).get("python", {}).get("version")
+    threads = environment.get("threads")
+    parts = [
+        _framework(side),
+        f"keras {environment['keras']}" if "keras" in environment else "",
+        f"{environment['build']} build" if "build" in environment else "",
+        f"Python {python}" if python else "",
+        f"{environment['cpu_capability']} kernels" if "cpu_capability" in environment else "",
+        f"{threads} thread{'' if threads == 1 else 's'}" if threads else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _machine(side: dict[str, Any]) -> str:
+    machine = side["environment"].get("machine", {})
+    seen = side["environment"]["accelerators"]
+    present = [str(each) for each in machine.get("accelerators", ()) if each not in seen]
+    parts = [
+        machine.get("cpu", {}).get("model", "unknown CPU"),
+        f"accelerators VISIBLE: {', '.join(seen)}" if seen else "no accelerator visible",
+        f"hidden: {', '.join(present)}" if present else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _weights(a: dict[str, Any], b: dict[str, Any]) -> str:
+    carried = {("give", "take"): "the original's, carried over", ("take", "give"): "the port's, carried over"}
+    seeds = dict.fromkeys([a["seed"], b["seed"]])
+    return f"{carried.get((a['weights'], b['weights']), 'of each side itself')}; seed {' and '.join(map(str, seeds))}"
+
+
+def _is_of(measurement: Measurement, found: Divergence) -> bool:
+    return (measurement.phase, measurement.layer, measurement.name, measurement.distance.relative) == (
+        found.phase,
+        found.layer,
+        found.name,
+        found.relative,
+    )
