@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,6 +43,7 @@ class Side:
         # Before the user's module is imported, so that it finds the exact operations under every name.
         self.exact = make_exact()
         self.models: dict[str, _Model] = {}
+        self.first_steps: dict[str, _FirstStep] = {}
 
     def prepare(self) -> None:
         """Load the factory, build the first model and settle the weights."""
@@ -209,12 +211,17 @@ class Side:
         else:
             optimizer = tf.keras.optimizers.AdamW(**ADAMW)
         for step in range(1, STEPS + 1):
-            with tf.GradientTape() as tape:
-                loss = objective(list(_tensors(model.call(inputs, training=True))), phase.objective)
-            gradients = [
-                tf.zeros_like(variable) if gradient is None else tf.convert_to_tensor(gradient)
-                for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=True)
-            ]
+            if step == 1 and phase.precision in self.first_steps:
+                gradients = self.first_steps[phase.precision].take(model)
+            else:
+                with tf.GradientTape() as tape:
+                    loss = objective(list(_tensors(model.call(inputs, training=True))), phase.objective)
+                gradients = [
+                    tf.zeros_like(variable) if gradient is None else tf.convert_to_tensor(gradient)
+                    for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=True)
+                ]
+            if step == 1:
+                self.first_steps[phase.precision] = _FirstStep.of(model, gradients)
             if phase.optimizer == "adamw":
                 # Keras adds epsilon to the square root of the raw second moment, torch to that of the corrected one.
                 optimizer.epsilon = ADAMW["epsilon"] * (1 - ADAMW["beta_2"] ** step) ** 0.5
@@ -270,6 +277,23 @@ class Side:
         return WorkerError(
             f"The TensorFlow model raised {where} (inputs {shapes}): {describe(error)}.", details=traceback.format_exc()
         )
+
+
+@dataclass(frozen=True)
+class _FirstStep:
+    """What the first training step gives, for the second optimizer: it starts from the same weights and batch."""
+
+    gradients: list[Any]
+    buffers: dict[str, NDArray[Any]]
+
+    @classmethod
+    def of(cls, model: _Model, gradients: list[Any]) -> _FirstStep:
+        return cls(gradients, {each.record.name: each.read() for each in model.variables if not each.record.trainable})
+
+    def take(self, model: _Model) -> list[Any]:
+        """Put the buffers as the step left them; returns the gradients."""
+        model.write(self.buffers)
+        return self.gradients
 
 
 class _Model:
@@ -362,13 +386,14 @@ def _wrapped_calls(
 
     Unlike ``__call__``, which Python looks up on the class, this also sees models that run a part's ``call`` directly.
     """
+    # Past Keras' own __setattr__, which would look for variables to track in every function.
     for path, layer in layers.items():
-        layer.call = wrap(path, layer, layer.call)
+        object.__setattr__(layer, "call", wrap(path, layer, layer.call))
     try:
         yield
     finally:
         for layer in layers.values():
-            del layer.call
+            object.__delattr__(layer, "call")
 
 
 class Layouts:

@@ -50,7 +50,7 @@ class _Section:
 
     def holds(self, check: Check) -> bool:
         """Whether the check belongs here, by its name."""
-        return any(check.name == name or check.name.startswith(name + "-") for name in self.names)
+        return any(check.name == name or check.name.startswith((f"{name}-", f"{name}.")) for name in self.names)
 
 
 _STRUCTURE = _Section("structure", ("cpu", "parameters", "weights", "stages", "coverage", "forward", "float64"))
