@@ -6,7 +6,9 @@ and comparing and reporting work without either framework.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -49,6 +51,18 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value  # also replaces the submodule of the same name that the import has just put here
-    return value
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+class _Package(ModuleType):
+    """`check`, `capture` and `compare` are functions here, although submodules of the same names exist.
+
+    Importing a submodule puts it into its package under its name, over whatever stands there; a property stays.
+    """
+
+    check = property(lambda _: __getattr__("check"), lambda *_: None)
+    capture = property(lambda _: __getattr__("capture"), lambda *_: None)
+    compare = property(lambda _: __getattr__("compare"), lambda *_: None)
+
+
+sys.modules[__name__].__class__ = _Package

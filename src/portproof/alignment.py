@@ -36,7 +36,8 @@ def normalised(name: str) -> str:
 
 def pair_names(a: Sequence[str], b: Sequence[str]) -> dict[str, str]:
     """The pairs that names alone give, in the order of ``a``."""
-    pairs = {name: name for name in a if name in set(b)}
+    names_b = set(b)
+    pairs = {name: name for name in a if name in names_b}
     for key in (normalised, lambda name: normalised(name).replace(".", "")):
         rest_a = [name for name in a if name not in pairs]
         taken = set(pairs.values())
@@ -62,8 +63,9 @@ def pair_parameters(a: Sequence[ParameterRecord], b: Sequence[ParameterRecord]) 
     for layer_a, layer_b in _in_order(
         list(layers_a), list(layers_b), lambda name: _signature(layers_a[name]), lambda name: _signature(layers_b[name])
     ):
-        roles = {record.role: record.name for record in layers_b[layer_b]}
-        by_order |= {record.name: roles[record.role] for record in layers_a[layer_a]}
+        # The signatures are equal, so this pairs equal roles and shapes; a layer may hold several tensors of one role.
+        rows = (sorted(rows, key=_evidence) for rows in (layers_a[layer_a], layers_b[layer_b]))
+        by_order |= {first.name: second.name for first, second in zip(*rows, strict=True)}
     pairs |= by_order
     taken = set(pairs.values())
     return Pairing(
@@ -86,7 +88,8 @@ def pair_layers(
     ``signature_*`` give what two layers need to share to be paired by order (kind and output shape), or ``None`` for
     layers that only a name may pair (containers).
     """
-    pairs = {first: second for first, second in known.items() if first in set(a) and second in set(b)}
+    names_a, names_b = set(a), set(b)
+    pairs = {first: second for first, second in known.items() if first in names_a and second in names_b}
     taken = set(pairs.values())
     pairs |= pair_names([name for name in a if name not in pairs], [name for name in b if name not in taken])
     anchor_b = {second: first for first, second in pairs.items()}
@@ -161,4 +164,8 @@ def _by_layer(records: Iterable[ParameterRecord]) -> dict[str, list[ParameterRec
 
 
 def _signature(records: Sequence[ParameterRecord]) -> Hashable:
-    return tuple(sorted((record.role, record.shape) for record in records))
+    return tuple(sorted(map(_evidence, records)))
+
+
+def _evidence(record: ParameterRecord) -> tuple[str, tuple[int, ...]]:
+    return record.role, record.shape

@@ -32,7 +32,7 @@ def main() -> None:
     try:
         code = cli.main(prog_name="portproof", standalone_mode=False)
     except PortproofError as error:
-        _say_error(str(error), error.details, error, debug)
+        _say_error(error, debug)
         code = 2
     except click.exceptions.Abort:
         click.echo("Interrupted.", err=True)
@@ -46,22 +46,24 @@ def main() -> None:
         code = 2
     except OSError as error:
         advice = " Free some space, or set TMPDIR." if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
-        _say_error(f"{error.filename or 'A file'}: {error.strerror or error}.{advice}", "", error, debug)
+        _say_error(error, debug, f"{error.filename or 'A file'}: {error.strerror or error}.{advice}")
         code = 2
     except Exception as error:
         text = f"portproof itself failed: {type(error).__name__}: {error}. Please report it, with the output of --debug."
-        _say_error(text, "", error, debug)
+        _say_error(error, debug, text)
         code = 2
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _say_error(message: str, details: str, error: Exception, debug: bool) -> None:
-    click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-    click.echo(message, err=True)
-    if debug:
+def _say_error(error: Exception, debug: bool, message: str = "") -> None:
+    from portproof.report.terminal import render_error
+
+    shown = error if isinstance(error, PortproofError) else PortproofError(message)
+    if debug and not shown.details:
         import traceback
 
-        click.echo(details or "".join(traceback.format_exception(error)), err=True)
+        shown.details = "".join(traceback.format_exception(error))
+    render_error(shown, debug=debug)
 
 
 def _options(*options: Callable[..., Any]) -> Callable[[Any], Any]:
@@ -252,7 +254,7 @@ def capture(
     from portproof.check import capture as capture_side
     from portproof.mirror import InputSpec, Mirror
     from portproof.plan import phases_for
-    from portproof.report.console import Progress
+    from portproof.report.progress import Progress
     from portproof.trace import Trace
 
     if factory:
@@ -277,7 +279,7 @@ def capture(
 def list_mirrors() -> int:
     """The registered mirrors."""
     from portproof import mirror
-    from portproof.report.console import render_list
+    from portproof.report.listing import render_list
 
     render_list([mirror.get(name) for name in mirror.names()])
     return 0
@@ -293,7 +295,8 @@ def show(name: str, **running: Any) -> int:
 
     from portproof.check import check as run_check
     from portproof.plan import phases_for
-    from portproof.report.console import Progress, render_show
+    from portproof.report.listing import render_show
+    from portproof.report.progress import Progress
     from portproof.trace import Trace
 
     with tempfile.TemporaryDirectory(prefix="portproof-") as folder:
@@ -384,7 +387,7 @@ def _run_check(
     **running: Any,
 ) -> int:
     from portproof.check import check as run_check
-    from portproof.report.console import Progress
+    from portproof.report.progress import Progress
 
     settings, policy = _settings(**running), _policy(policy_file)
     with Progress(quiet=quiet) as progress:

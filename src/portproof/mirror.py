@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 GROUP = "portproof.mirrors"
 DTYPES = ("float32", "int32", "int64", "bool")
+LAYOUTS = ("auto", "same")
 _INPUT = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:,\d+)*),?(?::(?P<dtype>\w+)(?:<(?P<high>\d+))?)?")
 
 
@@ -44,6 +45,10 @@ class InputSpec:
             raise MirrorError(f"Input {self.name!r}: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}.")
         if not self.shape or min(self.shape) < 1:
             raise MirrorError(f"Input {self.name!r}: every dimension needs to be at least 1, not {self.shape}.")
+        if self.high < 1:
+            raise MirrorError(f"Input {self.name!r}: integers lie in [0, HIGH), so HIGH needs to be at least 1.")
+        if self.layout not in LAYOUTS:
+            raise MirrorError(f"Input {self.name!r}: layout {self.layout!r} is not one of {', '.join(LAYOUTS)}.")
 
     @classmethod
     def parse(cls, text: str, *, default_name: str = "x", layout: str = "auto") -> InputSpec:
@@ -89,7 +94,7 @@ class Mirror:
 def check_factory(text: str) -> tuple[str, str]:
     """Split ``MODULE:ATTRIBUTE`` or ``FILE.py:ATTRIBUTE``; raises `MirrorError` if it cannot name a factory."""
     module, separator, attribute = text.rpartition(":")
-    if not separator or not module or not attribute.replace(".", "_").isidentifier():
+    if not separator or not module or not all(part.isidentifier() for part in attribute.split(".")):
         raise MirrorError(f"{text!r} does not name a factory: write package.module:function or path/to/file.py:function.")
     if module.endswith(".py"):
         if not Path(module).is_file():
@@ -115,10 +120,10 @@ def get(name: str) -> Mirror:
         raise MirrorError(f"There is no mirror {name!r}. Known: {', '.join(names()) or 'none'} (portproof list).")
     try:
         mirror = found[0].load()
+        if callable(mirror):
+            mirror = mirror()
     except Exception as error:
         raise MirrorError(f"Mirror {name!r} ({found[0].value}) cannot be loaded: {error!r}.") from error
-    if callable(mirror):
-        mirror = mirror()
     if not isinstance(mirror, Mirror):
         raise MirrorError(f"Mirror {name!r} ({found[0].value}) is a {type(mirror).__name__}, not a portproof.Mirror.")
     return mirror

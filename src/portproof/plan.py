@@ -29,8 +29,8 @@ class Phase:
     ``weights``: ``initial`` (what the source's factory gave) or ``excited`` (made to leave no path idle: excite.py).
     ``objective``: what is differentiated; ``mean`` of all outputs, ``loss``, or nothing.
     ``layers``: store every layer's output. ``optimizer``: take `STEPS` steps and store the state after the last.
-    ``norms``: store the norm of each gradient instead of the gradient. ``batches``: run all input cases, not the main
-    one alone, and store outputs only.
+    ``norms``: store the largest value of each gradient instead of the gradient. ``batches``: run the other input cases
+    instead of the main one, and store outputs only.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Phase:
     @property
     def cost(self) -> float:
         """About how long it takes, in forward passes of a Keras model: for dealing phases to processes."""
-        forward = 4.0 if self.batches else 1.0
+        forward = 3.0 if self.batches else 1.0
         backward = 0.0 if self.objective == "none" else 2.0
         return (forward + backward) * (STEPS if self.optimizer else 1)
 
@@ -56,6 +56,7 @@ class Phase:
 
 
 FORWARD = Phase("float32.forward", "float32", batches=True)
+FORWARD64 = Phase("float64.forward", "float64", batches=True)
 # The gradient count of the original smoke test, as it defines it: float32, training mode, mean of the logits, at the
 # initial weights. Most of what it counts there is rounding noise (verdict.py), so it is shown, and the two float64
 # gates below are judged.
@@ -65,6 +66,7 @@ COUNT_TRAIN = Phase("float64.count-train", "float64", "initial", training=True, 
 
 SMOKE: tuple[Phase, ...] = (
     Phase("float64.eval", "float64", layers=True),
+    FORWARD64,
     FORWARD,
     COUNT,
 )
@@ -74,6 +76,7 @@ PARITY: tuple[Phase, ...] = (
     Phase("float64.train", "float64", training=True, objective="loss", layers=True),
     Phase("float64.sgd", "float64", training=True, objective="loss", optimizer="sgd"),
     Phase("float64.adamw", "float64", training=True, objective="loss", optimizer="adamw"),
+    FORWARD64,
     COUNT_EVAL,
     COUNT_TRAIN,
     Phase("float32.eval", "float32", objective="loss", layers=True),
@@ -87,7 +90,7 @@ PLANS: dict[str, tuple[Phase, ...]] = {"smoke": SMOKE, "parity": PARITY}
 # What one can ask for on its own, and the phases of `PARITY` that it takes. The parameters need none.
 CHECKS: dict[str, tuple[str, ...]] = {
     "parameters": (),
-    "forward": ("float32.forward",),
+    "forward": ("float64.forward", "float32.forward"),
     "stages": ("float64.eval",),
     "counts": ("float64.count-eval", "float64.count-train", "float32.count"),
     "function": ("float64.eval", "float32.eval"),
@@ -115,7 +118,10 @@ def deal(phases: Sequence[Phase], lanes: int) -> list[list[Phase]]:
         return [list(phases)]
 
     def time(lane: list[Phase]) -> float:
-        return sum(phase.cost for phase in lane) + _BUILD_COST * len({phase.precision for phase in lane})
+        # A training phase and the optimizers begin with the same gradients, which a lane computes once.
+        alike = sum(bool(phase.optimizer) or phase.name == "float64.train" for phase in lane)
+        shared = 3.0 * max(alike - 1, 0)
+        return sum(phase.cost for phase in lane) - shared + _BUILD_COST * len({phase.precision for phase in lane})
 
     def split(choice: tuple[bool, ...]) -> tuple[list[Phase], list[Phase]]:
         second = [phase for phase, other in zip(phases[1:], choice, strict=True) if other]

@@ -126,6 +126,11 @@ class Weights:
         return cls(records, sets["initial"], sets["excited"])
 
 
+def other_cases(inputs: Mapping[str, Any]) -> list[str]:
+    """The input cases of a phase that runs batches: all but the main one, which the other phases run."""
+    return [case for case in inputs if case != MAIN] or [MAIN]
+
+
 def make_inputs(
     mirror: Mirror, seed: int, samples: Mapping[str, NDArray[np.float32]] | None
 ) -> dict[str, NDArray[Any]]:

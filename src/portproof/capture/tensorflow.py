@@ -14,7 +14,7 @@ import tensorflow as tf
 from portproof.alignment import pair_parameters
 from portproof.capture import kinds
 from portproof.capture.exact import make_exact
-from portproof.capture.job import MAIN, Job, Weights
+from portproof.capture.job import MAIN, Job, Weights, other_cases
 from portproof.capture.loading import call_factory, describe, load_factory, takes_by_name
 from portproof.capture.recorder import Recorder, flatten
 from portproof.errors import MirrorError, SetupError, WorkerError
@@ -150,7 +150,7 @@ class Side:
         return placed
 
     def _forward(self, model: _Model, phase: Phase) -> dict[str, Any]:
-        for case in self.inputs:
+        for case in other_cases(self.inputs):
             for i, tensor in enumerate(_tensors(model(case, training=False))):
                 self.writer.add(f"{phase.name}/batch/{case}:{i}", np.asarray(tensor))
         return {"calls": []}
@@ -179,12 +179,7 @@ class Side:
         self.writer.add(f"{phase.name}/loss/loss", np.asarray(loss))
         facts: dict[str, Any] = {"calls": recorder.calls}
         facts["unconnected"] = [name for name, gradient in zip(names, gradients, strict=True) if gradient is None]
-        arrays = [
-            np.zeros(source.shape, tf.as_dtype(source.dtype).as_numpy_dtype)
-            if gradient is None
-            else np.asarray(tf.convert_to_tensor(gradient))
-            for source, gradient in zip(sources, gradients, strict=True)
-        ]
+        arrays = _as_arrays(sources, gradients)
         if phase.norms:
             facts["gradient_maxima"] = {
                 name: float(np.abs(array).max()) for name, array in zip(names[: len(variables)], arrays, strict=False)
@@ -197,6 +192,7 @@ class Side:
             self.writer.add(f"{phase.name}/input-gradient/{name}", moved)
         if phase.training:
             self._store_buffers(model, phase)
+            self.first_steps[phase.precision] = _FirstStep.of(model, arrays[: len(variables)])
         return facts
 
     def _optimize(self, model: _Model, phase: Phase) -> dict[str, Any]:
@@ -205,7 +201,8 @@ class Side:
         variables = [each.variable for each in trainable]
         # One flat variable instead of hundreds: these optimizers work element by element, so the numbers are the same,
         # and Keras' cost per variable (0.4 s a step on RepViT KWS) is paid once.
-        flat = _keras_variable(tf.concat([tf.reshape(each, [-1]) for each in variables], 0))
+        flat = _keras_variable(_flattened(variables))
+        ends = np.cumsum([each.record.size for each in trainable])[:-1]
         if phase.optimizer == "sgd":
             optimizer = tf.keras.optimizers.SGD(SGD["learning_rate"], momentum=SGD["momentum"])
         else:
@@ -216,19 +213,15 @@ class Side:
             else:
                 with tf.GradientTape() as tape:
                     loss = objective(list(_tensors(model.call(inputs, training=True))), phase.objective)
-                gradients = [
-                    tf.zeros_like(variable) if gradient is None else tf.convert_to_tensor(gradient)
-                    for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=True)
-                ]
+                gradients = _as_arrays(variables, tape.gradient(loss, variables))
             if step == 1:
                 self.first_steps[phase.precision] = _FirstStep.of(model, gradients)
             if phase.optimizer == "adamw":
                 # Keras adds epsilon to the square root of the raw second moment, torch to that of the corrected one.
                 optimizer.epsilon = ADAMW["epsilon"] * (1 - ADAMW["beta_2"] ** step) ** 0.5
-            optimizer.apply_gradients([(tf.concat([tf.reshape(each, [-1]) for each in gradients], 0), flat)])
-            parts = tf.split(tf.convert_to_tensor(flat), [each.record.size for each in trainable])
-            for variable, part in zip(variables, parts, strict=True):
-                variable.assign(tf.reshape(part, variable.shape))
+            optimizer.apply_gradients([(tf.constant(_flattened(gradients)), flat)])
+            for variable, part in zip(variables, np.split(np.asarray(flat), ends), strict=True):
+                variable.assign(part.reshape(variable.shape))
         for each in model.trainable():
             self.writer.add(f"{phase.name}/parameter/{each.record.name}", each.read())
         self._store_buffers(model, phase)
@@ -281,16 +274,16 @@ class Side:
 
 @dataclass(frozen=True)
 class _FirstStep:
-    """What the first training step gives, for the second optimizer: it starts from the same weights and batch."""
+    """What the first training step gives, for the optimizers: they start from the same weights and batch."""
 
-    gradients: list[Any]
+    gradients: list[NDArray[Any]]
     buffers: dict[str, NDArray[Any]]
 
     @classmethod
-    def of(cls, model: _Model, gradients: list[Any]) -> _FirstStep:
+    def of(cls, model: _Model, gradients: list[NDArray[Any]]) -> _FirstStep:
         return cls(gradients, {each.record.name: each.read() for each in model.variables if not each.record.trainable})
 
-    def take(self, model: _Model) -> list[Any]:
+    def take(self, model: _Model) -> list[NDArray[Any]]:
         """Put the buffers as the step left them; returns the gradients."""
         model.write(self.buffers)
         return self.gradients
@@ -469,9 +462,23 @@ def objective(outputs: Sequence[Any], which: str) -> Any:
     return total
 
 
-def _keras_variable(value: Any) -> Any:
+def _keras_variable(value: NDArray[Any]) -> Any:
     keras_3 = getattr(tf.keras, "Variable", None)
     return keras_3(value, dtype=value.dtype.name) if keras_3 else tf.Variable(value)
+
+
+def _flattened(arrays: Sequence[Any]) -> NDArray[Any]:
+    return np.concatenate([np.asarray(each).reshape(-1) for each in arrays])
+
+
+def _as_arrays(sources: Sequence[Any], gradients: Sequence[Any]) -> list[NDArray[Any]]:
+    """Gradients as arrays in the framework's layout; zeros for sources that the objective does not depend on."""
+    return [
+        np.zeros(source.shape, tf.as_dtype(source.dtype).as_numpy_dtype)
+        if gradient is None
+        else np.asarray(tf.convert_to_tensor(gradient))
+        for source, gradient in zip(sources, gradients, strict=True)
+    ]
 
 
 def _tensors(value: Any) -> Iterator[Any]:

@@ -12,8 +12,9 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from portproof.capture import kinds
+from portproof.capture.exact_torch import make_exact
 from portproof.capture.excite import excite
-from portproof.capture.job import MAIN, Job, Weights
+from portproof.capture.job import MAIN, Job, Weights, other_cases
 from portproof.capture.loading import call_factory, describe, load_factory, takes_by_name
 from portproof.capture.recorder import Recorder, flatten
 from portproof.errors import MirrorError, SetupError, WorkerError
@@ -37,6 +38,8 @@ class Side:
         self.writer = writer
         self.notes: list[str] = []
         self.environment = prepare_framework(job.threads)
+        # Before the user's module is imported, so that it finds the exact operations under every name.
+        self.exact = make_exact()
 
     def prepare(self) -> None:
         """Build the model and settle the weights; a source side gives them to the exchange folder."""
@@ -66,8 +69,8 @@ class Side:
         self.source = {name: name for name in self.weights.excited}
 
     def replaced(self) -> tuple[str, ...]:
-        """Operations that were evaluated otherwise than the model asks for: none in torch."""
-        return ()
+        """Operations with float32 constants that were evaluated exactly in float64."""
+        return self.exact.names()
 
     def parameters(self) -> list[ParameterRecord]:
         """The model's parameters and buffers, by the order in which their layers are executed."""
@@ -114,7 +117,7 @@ class Side:
 
     def _forward(self, phase: Phase, dtype: torch.dtype) -> dict[str, Any]:
         with torch.no_grad():
-            for case in self.inputs:
+            for case in other_cases(self.inputs):
                 for i, tensor in enumerate(_outputs(self._call(self._tensors(case, dtype)))):
                     self.writer.add(f"{phase.name}/batch/{case}:{i}", weights_torch.to_numpy(tensor))
         return {"calls": []}

@@ -110,8 +110,9 @@ class Capture:
 
     def run_lane(self, phases: Sequence[Phase], folder: Path) -> None:
         """Run phases in a forked process and leave the result in ``folder``."""
-        if self.job.weights == "give":  # the first lane gives; the others take what it gave
-            self.job = replace(self.job, weights="take")
+        # The first lane gives the weights; the others take what it gave.
+        role = "take" if self.job.weights == "give" else self.job.weights
+        self.job = replace(self.job, phases=tuple(phases), weights=role)
         with TraceWriter(folder) as writer:
             found = self.run_phases(phases, writer)
             del found["seconds"]["import"], found["seconds"]["build"]

@@ -67,7 +67,7 @@ def _rule(trace: Trace, layer: str) -> tuple[float | None, str, float]:
     settings = next(record.settings for record in trace.manifest.layers if record.name == layer)
     momentum = settings.get("momentum")
     after = f"{_PHASE}/buffer/{layer}.running_var"
-    if not isinstance(momentum, float) or momentum == 0.0 or after not in trace:
+    if not isinstance(momentum, (int, float)) or momentum == 0 or after not in trace:
         return None, "none", 1.0
     n = float(trace.tensor(f"{_PHASE}/batch-count/{layer}"))
     batch = trace.tensor(f"{_PHASE}/batch-variance/{layer}").astype(np.float64)

@@ -163,14 +163,15 @@ def _linear_maps(
 def _convolutions(
     x: Array, weight: Array, bias: Array | None, settings: Mapping[str, Any]
 ) -> Iterator[tuple[str, Array]]:
-    stride, pad, kernel = (_pair(settings.get(key, default)) for key, default in (("stride", 1), ("padding", 0), ("kernel_size", 1)))
-    own = [(p, p) for p in pad]
+    stride, kernel = _pair(settings.get("stride", 1)), weight.shape[2:]
     # TensorFlow's rule: as much padding as the output size needs, the odd row at the end.
     totals = [
         max((math.ceil(size / s) - 1) * s + k - size, 0) for size, s, k in zip(x.shape[2:], stride, kernel, strict=True)
     ]
     same = [(total // 2, total - total // 2) for total in totals]
-    groups = int(settings.get("groups", 1))
+    pad = settings.get("padding", 0)
+    own = same if pad == "same" else [(p, p) for p in _pair(pad)]
+    groups = x.shape[1] // weight.shape[1]  # a depthwise layer of Keras has no setting of that name
     if same != own:
         text = f"padding='same', which pads {same[0]} rows and {same[1]} columns where the original pads {own[0]} and {own[1]}"
         yield text, _convolve(x, weight, bias, stride, same, groups)

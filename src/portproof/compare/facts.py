@@ -6,7 +6,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from portproof.compare.measure import Distance
+
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """How far ``b`` is from ``a``.
+
+    ``relative`` is the L2 norm of the difference over ``scale``; near-zero values cannot blow it up as they do with
+    element-wise relative errors or ULPs. ``scale`` is the larger of the two norms unless the caller knows a better
+    one. Where the shapes differ, or NaN or Inf stand in different places, ``relative`` is infinite, and ``worst`` is the
+    first of those places; ``max_abs`` speaks of the finite values.
+    """
+
+    shape_a: tuple[int, ...]
+    shape_b: tuple[int, ...]
+    dtype_a: str
+    dtype_b: str
+    equal: bool
+    relative: float
+    max_abs: float
+    scale: float
+    cosine: float
+    worst: tuple[int, ...] = ()
+    worst_a: float = 0.0
+    worst_b: float = 0.0
+    bad_a: int = 0
+    bad_b: int = 0
+    ulp: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,42 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from portproof.compare.facts import Distance
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # ULP quantiles of larger tensors are taken from every k-th value: they describe a distribution, and no verdict uses them.
-_ULP_SAMPLE = 2**14
-
-
-@dataclass(frozen=True, slots=True)
-class Distance:
-    """How far ``b`` is from ``a``.
-
-    ``relative`` is the L2 norm of the difference over ``scale``; near-zero values cannot blow it up as they do with
-    element-wise relative errors or ULPs. ``scale`` is the larger of the two norms unless the caller knows a better
-    one. Where the shapes differ, or NaN or Inf stand in different places, ``relative`` is infinite.
-    """
-
-    shape_a: tuple[int, ...]
-    shape_b: tuple[int, ...]
-    dtype_a: str
-    dtype_b: str
-    equal: bool
-    relative: float
-    max_abs: float
-    scale: float
-    cosine: float
-    worst: tuple[int, ...] = ()
-    worst_a: float = 0.0
-    worst_b: float = 0.0
-    bad_a: int = 0
-    bad_b: int = 0
-    ulp: tuple[float, float, float] = (0.0, 0.0, 0.0)
+_ULP_SAMPLE = 2**12
+_SMALL_UNIT = 2.0**-64  # the norm of fewer than 2^128 values of any size is finite in it
 
 
 def distance(a: NDArray[Any], b: NDArray[Any], *, least_scale: float = 0.0, ulp: bool = False) -> Distance:
@@ -59,17 +35,24 @@ def distance(a: NDArray[Any], b: NDArray[Any], *, least_scale: float = 0.0, ulp:
         return Distance(a.shape, b.shape, a.dtype.name, b.dtype.name, True, 0.0, 0.0, scale, 1.0, bad_a=bad, bad_b=bad)
     x, y = a.astype(np.float64, copy=False), b.astype(np.float64, copy=False)
     bad_a, bad_b = _count_bad(x), _count_bad(y)
-    same_places = True
+    only_one: NDArray[Any] | None = None
     if bad_a or bad_b:
-        same_places = bool(np.array_equal(np.where(np.isfinite(x), 0.0, x), np.where(np.isfinite(y), 0.0, y), equal_nan=True))
         finite = np.isfinite(x) & np.isfinite(y)
+        only_one = ~finite & (x != y) & ~(np.isnan(x) & np.isnan(y))
         x, y = np.where(finite, x, 0.0), np.where(finite, y, 0.0)
-    difference = np.abs(x - y)
+    same_places = only_one is None or not only_one.any()
+    with np.errstate(over="ignore"):
+        difference = np.abs(x - y)
+    largest = float(difference.max()) if difference.size else 0.0
+    worst = int((difference if same_places or only_one is None else only_one).argmax()) if difference.size else 0
+    where = tuple(int(i) for i in np.unravel_index(worst, a.shape)) if difference.size and a.shape else ()
     norm_a, norm_b, norm_d = _norm(x), _norm(y), _norm(difference)
     scale = max(norm_a, norm_b, least_scale)
-    worst = int(difference.argmax()) if difference.size else 0
-    where = tuple(int(i) for i in np.unravel_index(worst, a.shape)) if difference.size and a.shape else ()
-    relative = norm_d / scale if scale > 0 else (0.0 if norm_d == 0 else math.inf)
+    if not math.isfinite(norm_a + norm_b + norm_d):  # such as masks of -1.8e308: a ratio does not depend on the unit
+        x, y, least_scale = x * _SMALL_UNIT, y * _SMALL_UNIT, least_scale * _SMALL_UNIT
+        norm_a, norm_b, norm_d = _norm(x), _norm(y), _norm(x - y)
+    related = max(norm_a, norm_b, least_scale)
+    relative = norm_d / related if related > 0 else (0.0 if norm_d == 0 else math.inf)
     return Distance(
         shape_a=a.shape,
         shape_b=b.shape,
@@ -77,7 +60,7 @@ def distance(a: NDArray[Any], b: NDArray[Any], *, least_scale: float = 0.0, ulp:
         dtype_b=b.dtype.name,
         equal=False,
         relative=relative if same_places else math.inf,
-        max_abs=float(difference.reshape(-1)[worst]) if difference.size else 0.0,
+        max_abs=largest,
         scale=scale,
         cosine=_cosine(x, y, norm_a, norm_b),
         worst=where,
@@ -93,7 +76,8 @@ def relative_error(value: NDArray[Any], exact: NDArray[Any], least_scale: float 
     """The L2 norm of ``value - exact`` over that of ``exact``; infinite where it cannot be said."""
     if value.shape != exact.shape:
         return math.inf
-    difference = value.astype(np.float64) - exact
+    with np.errstate(over="ignore", invalid="ignore"):
+        difference = value.astype(np.float64) - exact
     norm, scale = _norm(difference), max(_norm(exact), least_scale)
     if not math.isfinite(norm) or not math.isfinite(scale):
         return math.inf
@@ -115,7 +99,7 @@ def _norm(x: NDArray[Any]) -> float:
 
 
 def _cosine(x: NDArray[Any], y: NDArray[Any], norm_a: float, norm_b: float) -> float:
-    if norm_a == 0 or norm_b == 0 or not math.isfinite(norm_a * norm_b):
+    if norm_a == 0 or norm_b == 0:
         return 1.0 if norm_a == norm_b else 0.0
     return float(np.clip((x.reshape(-1) / norm_a) @ (y.reshape(-1) / norm_b), -1.0, 1.0))
 
@@ -124,7 +108,9 @@ def _count_bad(x: NDArray[Any]) -> int:
     if x.dtype.kind not in "fc":
         return 0
     # A sum is finite only if every value is, short of an overflow; it costs a tenth of looking at each.
-    if math.isfinite(float(np.sum(x, dtype=np.float64))):
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = float(np.sum(x, dtype=np.float64))
+    if math.isfinite(total):
         return 0
     return int(x.size - np.count_nonzero(np.isfinite(x)))
 

@@ -85,11 +85,20 @@ def same_layout(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[Any], str]:
         candidates.append((b, ""))
     if a.ndim == b.ndim >= 3 and np.moveaxis(b, -1, 1).shape == a.shape:
         candidates.append((np.moveaxis(b, -1, 1), "channels moved first, by shape"))
-    if not candidates and [size for size in a.shape if size != 1] == [size for size in b.shape if size != 1]:
-        candidates.append((b.reshape(a.shape), "dimensions of size one dropped"))
     if not candidates:
-        return b, ""
+        return same_shape(a, b)
     if len(candidates) == 1 or np.array_equal(a, b):
         return candidates[0]
     x = a.astype(np.float64)
-    return min(candidates, key=lambda candidate: float(np.nan_to_num(np.abs(x - candidate[0]), nan=np.inf).sum()))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return min(candidates, key=lambda candidate: float(np.nan_to_num(np.abs(x - candidate[0]), nan=np.inf).sum()))
+
+
+def same_shape(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[Any], str]:
+    """``b`` in the shape of ``a`` where they differ by dimensions of size one alone, and a note if so.
+
+    A 1x1 convolution and a linear layer are one function; their kernels are (O, I, 1, 1) and (O, I).
+    """
+    if a.shape != b.shape and [size for size in a.shape if size != 1] == [size for size in b.shape if size != 1]:
+        return b.reshape(a.shape), "dimensions of size one dropped"
+    return b, ""

@@ -32,7 +32,8 @@ class Policy:
     ``float64``: the least limit of the float64 checks. ``conditioning``: how much more than its share of the float32
     error (2^-29 of it) a tensor may differ in float64, for networks that amplify rounding; never above
     ``float64_most``. ``precision``: how much larger than the reference's float32 error the port's may be, once it is
-    above ``precision_floor``. ``dead``: a gradient below this share of its layer's largest counts as zero.
+    above ``precision_floor``. ``dead``: a gradient below this share of its layer's largest counts as zero. ``float32``:
+    the last resort, where neither a float64 proof nor the original's float32 error can be had; it is a guess.
     """
 
     float64: float = 1e-12
@@ -41,6 +42,7 @@ class Policy:
     precision: float = 16.0
     precision_floor: float = 16 * _FLOAT32_ULP
     dead: float = 1e-9
+    float32: float = 1e-4
 
     @classmethod
     def from_mapping(cls, values: dict[str, Any], source: str) -> Policy:
@@ -130,13 +132,13 @@ def judge(facts: Facts, policy: Policy | None = None) -> Verdict:
         if found := by_group.get((phase, group)):
             checks.append(_function(found, name, title, limit, facts))
     for group, phase, name, title in _PRECISION if proof else ():
-        if found := [each for each in by_group.get((phase, group), ()) if each.error_a is not None]:
+        if found := [each for each in by_group.get((phase, group), ()) if None not in (each.error_a, each.error_b)]:
             checks.append(_precision(found, name, title, policy))
     if not proof:
         checks += _fallback(by_group, policy)
 
     def differs(each: Measurement) -> bool:
-        return each.distance.relative > (limit(each) if proof else limit32(each, policy))
+        return not each.distance.relative <= (limit(each) if proof else limit32(each, policy))
 
     def imprecise(each: Measurement) -> bool:
         return proof and each.error_b is not None and each.error_b > precision_limit(each, policy)
@@ -164,8 +166,11 @@ def precision_limit(measurement: Measurement, policy: Policy) -> float:
 
 
 def limit32(measurement: Measurement, policy: Policy) -> float:
-    """Without a float64 proof: what two float32 values may differ by, from the original's own measured rounding."""
-    return 2 * precision_limit(measurement, policy)
+    """Without a float64 proof: what two float32 values may differ by, from the original's own measured rounding.
+
+    Where that is not known either (the original has no float64 run), ``float32`` of the policy has to do.
+    """
+    return 2 * precision_limit(measurement, policy) if measurement.error_a is not None else policy.float32
 
 
 def _overall_error(facts: Facts) -> float:
@@ -177,7 +182,7 @@ def _function(
     found: Sequence[Measurement], name: str, title: str, limit: Callable[[Measurement], float], facts: Facts
 ) -> Check:
     worst = max(found, key=lambda each: each.distance.relative / limit(each))
-    wrong = [each for each in found if each.distance.relative > limit(each)]
+    wrong = [each for each in found if not each.distance.relative <= limit(each)]
     details = [_pair(each) for each in wrong[:8]] + ([f"and {len(wrong) - 8} more"] if len(wrong) > 8 else [])
     if name == "batchnorm":
         details = [*_rules(facts), *details]
@@ -219,7 +224,7 @@ def _fallback(by_group: dict[tuple[str, str], list[Measurement]], policy: Policy
         if found := by_group.get((phase, group)):
             limit = partial(limit32, policy=policy)
             worst = max(found, key=lambda each: each.distance.relative / limit(each))
-            wrong = [each for each in found if each.distance.relative > limit(each)]
+            wrong = [each for each in found if not each.distance.relative <= limit(each)]
             yield Check(
                 name,
                 title,
@@ -276,13 +281,17 @@ def _stages(facts: Facts) -> Check | None:
     stages = facts.structure.stages
     if not stages:
         return None
-    wrong = [stage for stage in stages if stage["b"] is not None and not _same_shape(stage["a"], stage["b"])]
-    details = tuple(f"{stage['name']}: {stage['a']} and {stage['b']}" for stage in wrong)
-    value = f"{len(stages) - len(wrong)} of {len(stages)} equal"
-    return Check("stages", "shape of every stage", FAIL if wrong else PASS, value, f"{len(stages)}", count=len(stages), details=details)
+    alone = [stage for stage in stages if stage["b"] is None]
+    wrong = [stage for stage in stages if stage["b"] is not None and not same_shape(stage["a"], stage["b"])]
+    details = [f"{stage['name']}: {stage['a']} and {stage['b']}" for stage in wrong]
+    details += [f"{stage['name']}: {stage['a']}, no counterpart in the port" for stage in alone]
+    value = f"{len(stages) - len(wrong) - len(alone)} of {len(stages)} equal"
+    status = FAIL if wrong else NOTE if alone else PASS
+    return Check("stages", "shape of every stage", status, value, f"{len(stages)}", count=len(stages), details=tuple(details))
 
 
-def _same_shape(a: Sequence[int], b: Sequence[int]) -> bool:
+def same_shape(a: Sequence[int], b: Sequence[int]) -> bool:
+    """Whether two output shapes say the same, dimensions of size one and channels last or first apart."""
     drop = [[size for size in shape if size != 1] for shape in (a, b)]
     moved = [b[0], b[-1], *b[1:-1]] if len(b) > 2 else list(b)
     return drop[0] == drop[1] or list(a) == moved
@@ -307,14 +316,14 @@ def _coverage(facts: Facts) -> Check:
 def _finite(facts: Facts) -> Iterator[Check]:
     measured = [each for each in facts.measurements if each.group in ("outputs", "batches", "loss")]
     bad = [each for each in measured if each.distance.bad_a or each.distance.bad_b]
-    sides = {side for each in bad for side, count in (("a", each.distance.bad_a), ("b", each.distance.bad_b)) if count}
+    on_one_side = any((each.distance.bad_a == 0) != (each.distance.bad_b == 0) for each in bad)
     wrong_shape = [each for each in measured if each.group == "batches" and each.distance.shape_a != each.distance.shape_b]
     details = [
         f"{each.phase} {each.name}: {each.distance.bad_a} NaN or Inf in the original, {each.distance.bad_b} in the port"
         for each in bad[:8]
     ]
     details += [f"{each.name}: {each.distance.shape_a} and {each.distance.shape_b}" for each in wrong_shape]
-    status = FAIL if wrong_shape or sides == {"b"} or sides == {"a"} else UNKNOWN if bad else PASS
+    status = FAIL if wrong_shape or on_one_side else UNKNOWN if bad else PASS
     where = bad[0].name if bad else wrong_shape[0].name if wrong_shape else ""
     value = f"{len(bad)} tensors with NaN or Inf" if bad else "all finite" if not wrong_shape else "shapes differ"
     yield Check("forward", "forward passes: equal shapes, no NaN, no Inf", status, value, "all finite", where, len(measured), tuple(details))
@@ -397,16 +406,22 @@ def _number(value: float) -> str:
 def _sum_up(checks: Sequence[Check], divergence: Divergence | None, policy: Policy, proof: bool) -> Verdict:
     failed = [check for check in checks if check.status == FAIL]
     unknown = [check for check in checks if check.status == UNKNOWN and check.name != "float64"]
-    if unknown and not any(check.status == FAIL and check.name != "forward" for check in checks):
+    if unknown and not failed:
         summary = f"could not be judged: {unknown[0].title}: {unknown[0].value}"
         return Verdict(UNDECIDED, summary, tuple(checks), divergence, policy)
     if failed:
         where = f", first in {divergence.layer}" if divergence else ""
         plural = "check" if len(failed) == 1 else "checks"
         return Verdict(DIFFERS, f"not the same model: {len(failed)} {plural} failed{where}", tuple(checks), divergence, policy)
+    judged = {check.name.partition("-")[0] for check in checks}
+    if not proof and "fallback" not in judged:
+        summary = "could not be judged: a float64 proof was not possible, and there is nothing in float32 to fall back on"
+        return Verdict(UNDECIDED, summary, tuple(checks), divergence, policy)
     summary = "the same model: same function, same precision"
-    if not any(check.name.startswith("precision") for check in checks):
+    if "precision" not in judged:
         summary = "the same function"
+    if "function" not in judged:
+        summary = "no difference found in what was checked"
     if not proof:
         summary = "no difference found in float32; a float64 proof was not possible"
     return Verdict(SAME, summary, tuple(checks), divergence, policy)

@@ -1,88 +1,21 @@
-"""Report: facts, verdict and how they came about, as one object that can be stored, read and judged again."""
+"""Reports: facts and verdict stored as JSON, and shown as terminal output or JUnit XML.
+
+`Report` is loaded when it is first asked for: the progress display has to start before NumPy is imported.
+"""
 
 from __future__ import annotations
 
-import json
-import math
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from portproof.compare.facts import Facts
-from portproof.compare.verdict import Policy, Verdict, judge
-from portproof.errors import InputError
-from portproof.files import write_text
+if TYPE_CHECKING:
+    from portproof.report.report import Report
 
-SCHEMA = "portproof-report/1"
+__all__ = ["Report"]
 
 
-@dataclass(frozen=True)
-class Report:
-    """What a check or a comparison found. ``recorded`` holds times, log files and the like: nothing that is judged."""
+def __getattr__(name: str) -> Any:
+    if name != "Report":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from portproof.report.report import Report
 
-    facts: Facts
-    verdict: Verdict
-    recorded: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def same(self) -> bool:
-        """Whether the two sides are the same model."""
-        return self.verdict.outcome == "same"
-
-    def rejudged(self, policy: Policy) -> Report:
-        """The same measurements under another policy; nothing is run again."""
-        return replace(self, verdict=judge(self.facts, policy))
-
-    def save(self, path: Path | str) -> None:
-        """Write the report as JSON, complete or not at all."""
-        body = {
-            "schema": SCHEMA,
-            "verdict": self.verdict.to_json(),
-            "facts": self.facts.to_json(),
-            "recorded": self.recorded,
-        }
-        write_text(Path(path), json.dumps(_finite(body), allow_nan=False) + "\n")
-
-    @classmethod
-    def load(cls, path: Path | str) -> Report:
-        """Read a report that `save` wrote; its verdict is reached anew under its own policy.
-
-        Raises:
-            InputError: the file is not a report, or is truncated.
-        """
-        path = Path(path)
-        try:
-            body = json.loads(path.read_text(encoding="utf-8"))
-            if body.get("schema") != SCHEMA:
-                raise InputError(f"{path} has schema {body.get('schema')!r}, this version reads {SCHEMA!r}.")
-            facts = Facts.from_json(_restored(body["facts"]))
-            policy = Policy.from_mapping(body["verdict"]["policy"], str(path))
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} is not a portproof report (written by --json), or is truncated.") from error
-        return cls(facts, judge(facts, policy), body.get("recorded", {}))
-
-
-# JSON has no infinity and no NaN; a relative difference of two different shapes is infinite.
-_SPECIAL = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"float": str(value)}
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
-    return value
-
-
-def _restored(value: Any) -> Any:
-    if isinstance(value, dict):
-        if set(value) == {"float"}:
-            return _SPECIAL[value["float"]]
-        return {key: _restored(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_restored(each) for each in value]
-    return value
+    return Report

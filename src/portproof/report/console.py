@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from portproof.compare.verdict import DIFFERS, FAIL, NOTE, PASS, SAME, UNDECIDED, UNKNOWN, Check
-from portproof.compare.verdict import _same_shape as same_shape
+from portproof.compare.verdict import same_shape
 from portproof.report.listing import render_list, render_show
 from portproof.report.progress import Progress
 from portproof.report.terminal import console_for, cut, grid, mark, render_error, shape, table, text

@@ -32,7 +32,7 @@ class Progress:
             return self
         import sys
 
-        from portproof.report.console import console_for
+        from portproof.report.terminal import console_for
 
         console = self._console or console_for(sys.stderr)
         # FORCE_COLOR makes rich take a log file for a terminal; moving the cursor in one leaves garbage.

@@ -1,0 +1,267 @@
+"""The comparison of two traces: it gives facts. NumPy only; one pair of tensors in memory at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from portproof.compare.batchnorm import measured_rules, without_rule
+from portproof.compare.causes import likely_causes
+from portproof.compare.facts import CallFacts, Facts, Measurement, provable
+from portproof.compare.measure import distance, relative_error
+from portproof.compare.pairing import Pairs, same_layout, same_shape
+from portproof.compare.structure import describe_structure, layer_settings
+from portproof.errors import TraceError
+from portproof.trace import CallRecord, Trace
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# Which phase holds the same experiment in the other precision.
+_TWIN = {"float64.eval": "float32.eval", "float64.train": "float32.train", "float64.forward": "float32.forward"}
+
+
+def compare(a: Trace, b: Trace) -> Facts:
+    """Hold two traces against each other: torch with TensorFlow, or any two of one side.
+
+    Raises:
+        TraceError: a trace cannot be read, or the two are of different experiments.
+    """
+    _check_same_experiment(a, b)
+    pairs = Pairs(a, b)
+    facts = {trace: trace.manifest.facts["phases"] for trace in (a, b)}
+    coarse = {"a": tuple(_coarse(a)), "b": tuple(_coarse(b))}
+    unavailable = {
+        name: {phase: found["unavailable"] for phase, found in facts[trace].items() if "unavailable" in found}
+        for name, trace in (("a", a), ("b", b))
+    }
+    comparison = _Comparison(pairs, fallback=not provable(coarse, unavailable))
+    phases = [phase for phase in a.phases() if phase in b.phases()]
+    for phase in phases:
+        comparison.phase(phase)
+    structure = describe_structure(pairs)
+    return Facts(
+        sides={"a": _side(a), "b": _side(b)},
+        structure=structure,
+        measurements=tuple(comparison.measurements.values()),
+        calls={phase: tuple(rows) for phase, rows in comparison.calls.items()},
+        gradient_maxima={
+            phase: {"a": facts[a][phase]["gradient_maxima"], "b": _renamed(facts[b][phase]["gradient_maxima"], pairs)}
+            for phase in phases
+            if "gradient_maxima" in facts[a][phase] and "gradient_maxima" in facts[b][phase]
+        },
+        layers_of={record.name: record.layer for record in a.manifest.parameters},
+        batchnorm=tuple(comparison.rules.values()),
+        settings=tuple(layer_settings(pairs)),
+        unavailable=unavailable,
+        coarse=coarse,
+        causes=tuple(likely_causes(pairs, comparison.measurements, comparison.calls)),
+    )
+
+
+def _check_same_experiment(a: Trace, b: Trace) -> None:
+    seeds = a.manifest.facts["seed"], b.manifest.facts["seed"]
+    if seeds[0] != seeds[1]:
+        raise TraceError(
+            f"{a.path} and {b.path} were captured with the seeds {seeds[0]} and {seeds[1]}, so with different inputs: "
+            "capture both with one seed."
+        )
+    if a.phases() and b.phases() and not set(a.phases()) & set(b.phases()):
+        raise TraceError(
+            f"{a.path} and {b.path} have no experiment in common: one holds {', '.join(a.phases())}, the other "
+            f"{', '.join(b.phases())}. Capture both with the same --only."
+        )
+
+
+class _Comparison:
+    """Measures phase after phase; every pair of tensors once."""
+
+    def __init__(self, pairs: Pairs, *, fallback: bool) -> None:
+        self._fallback = fallback
+        self.pairs, self.a, self.b = pairs, pairs.a, pairs.b
+        self.measurements: dict[str, Measurement] = {}
+        self.calls: dict[str, list[CallFacts]] = {}
+        self._owner = {record.name: record.layer for record in self.a.manifest.parameters}
+        self._kinds = [{record.name: record for record in trace.manifest.layers} for trace in (self.a, self.b)]
+        self.rules = {rule["layer"]: rule for rule in measured_rules(pairs)}
+
+    def phase(self, phase: str) -> None:
+        """Measure everything that both sides stored of one phase."""
+        self._measure_calls(phase)
+        for name in self.a.names(phase, "batch"):
+            if f"{phase}/batch/{name}" in self.b:
+                self._add(phase, "batches", f"batch/{name}", f"batch/{name}", layer="")
+        for what, group in (("loss", "loss"), ("input-gradient", "input-gradient")):
+            for name in self.a.names(phase, what):
+                if f"{phase}/{what}/{name}" in self.b:
+                    self._add(phase, group, f"{what}/{name}", f"{what}/{name}", layer="")
+        self._measure_parameters(phase)
+
+    def _measure_calls(self, phase: str) -> None:
+        rows = self.calls.setdefault(phase, [])
+        for call, other in self.pairs.calls(phase):
+            record, record_b = self._kinds[0][call.layer], self._kinds[1][other.layer]
+            inputs = [self._call_tensor(phase, "inputs", x, y, call) for x, y in _zip(call.inputs, other.inputs)]
+            outputs = [self._call_tensor(phase, "outputs", x, y, call) for x, y in _zip(call.outputs, other.outputs)]
+            rows.append(
+                CallFacts(
+                    layer=call.layer,
+                    other=other.layer,
+                    leaf=record.leaf,
+                    kind_a=record.kind,
+                    kind_b=record_b.kind,
+                    inputs=tuple(inputs),
+                    outputs=tuple(key for key in outputs if key is not None),
+                )
+            )
+
+    def _call_tensor(self, phase: str, group: str, key_a: str, key_b: str, call: CallRecord) -> str | None:
+        if key_a.startswith("source/") and key_b.startswith("source/"):
+            return None
+        if f"{phase}/{key_a}" not in self.a or f"{phase}/{key_b}" not in self.b:
+            return None
+        if key_a.startswith("output/") and key_b.startswith("output/"):
+            # An input that is some layer's output was measured as such.
+            known = _measurement_key(phase, "outputs", key_a, key_b)
+            if known in self.measurements:
+                return known
+        return self._add(phase, group, key_a, key_b, layer=call.layer)
+
+    def _measure_parameters(self, phase: str) -> None:
+        named = self.pairs.parameters.pairs
+        for what, group in (("gradient", "gradients"), ("parameter", "parameters"), ("buffer", "buffers")):
+            present = [name for name in named if f"{phase}/{what}/{name}" in self.a and f"{phase}/{what}/{named[name]}" in self.b]
+            scales = self._layer_scales(phase, what, present)
+            for name in present:
+                self._add(
+                    phase,
+                    group,
+                    f"{what}/{name}",
+                    f"{what}/{named[name]}",
+                    layer=self._owner[name],
+                    least_scale=scales.get(name, 0.0),
+                )
+
+    def _layer_scales(self, phase: str, what: str, names: list[str]) -> dict[str, float]:
+        """What a tensor's difference is at least related to: the scale of its layer.
+
+        A bias in front of a BatchNorm has the gradient zero, analytically, and rounding noise, numerically: its own
+        norm means nothing. After optimizer steps the scale is that of the update, or a hundredth of the value.
+        """
+        if what == "buffer":
+            return {}
+        rms: dict[str, float] = {}
+        own: dict[str, float] = {}
+        for name in names:
+            value = self.a.tensor(f"{phase}/{what}/{name}").astype(np.float64)
+            if what == "parameter":
+                before = self._start(self.a, name)
+                own[name] = 0.01 * float(np.linalg.norm(before))
+                value = value - before
+            layer = self._owner[name]
+            if value.size:
+                rms[layer] = max(rms.get(layer, 0.0), float(np.linalg.norm(value)) / math.sqrt(value.size))
+        sizes = {record.name: record.size for record in self.a.manifest.parameters}
+        return {name: max(own.get(name, 0.0), rms.get(self._owner[name], 0.0) * math.sqrt(sizes[name])) for name in names}
+
+    def _start(self, trace: Trace, name: str) -> NDArray[Any]:
+        return trace.tensor(f"weights/excited/{name}").astype(np.float64)
+
+    def _add(self, phase: str, group: str, key_a: str, key_b: str, *, layer: str, least_scale: float = 0.0) -> str:
+        key = _measurement_key(phase, group, key_a, key_b)
+        if key in self.measurements:
+            return key
+        x, y = self.a.tensor(f"{phase}/{key_a}"), self.b.tensor(f"{phase}/{key_b}")
+        y, note = (same_layout if group in ("outputs", "inputs", "batches") else same_shape)(x, y)
+        if group == "buffers":
+            x, y, note = self._without_variance_rule(phase, key_a, key_b, x, y, note)
+        name_a, name_b = key_a.partition("/")[2], key_b.partition("/")[2]
+        self.measurements[key] = Measurement(
+            phase=phase,
+            group=group,
+            name=name_a,
+            other="" if name_b == name_a else name_b,
+            layer=layer,
+            distance=distance(x, y, least_scale=least_scale, ulp=phase.startswith("float32")),
+            error_a=self._own_error(self.a, phase, key_a, least_scale),
+            error_b=self._own_error(self.b, phase, key_b, least_scale),
+            note=note,
+        )
+        return key
+
+    def _own_error(self, trace: Trace, phase: str, key: str, least_scale: float) -> float | None:
+        """A side's error in float32, measured against its own float64 run of the same experiment.
+
+        It belongs to the float64 measurement; where there is no float64 proof, to the float32 one.
+        """
+        if phase.startswith("float64"):
+            single, double = _TWIN.get(phase), phase
+        else:
+            single, double = phase, next((d for d, s in _TWIN.items() if s == phase and self._fallback), None)
+        if single is None or double is None or f"{single}/{key}" not in trace or f"{double}/{key}" not in trace:
+            return None
+        return relative_error(trace.tensor(f"{single}/{key}"), trace.tensor(f"{double}/{key}"), least_scale)
+
+    def _without_variance_rule(
+        self, phase: str, key_a: str, key_b: str, x: NDArray[Any], y: NDArray[Any], note: str
+    ) -> tuple[NDArray[Any], NDArray[Any], str]:
+        name_a, name_b = key_a.partition("/")[2], key_b.partition("/")[2]
+        layer = self._owner[name_a]
+        rule = self.rules.get(layer)
+        if rule is None or not name_a.endswith("running_var") or rule["momentum_a"] is None:
+            return x, y, note
+        steps = _steps(self.a, phase)
+        start = self._start(self.a, name_a), self._start(self.b, name_b)
+        x = without_rule(x, start[0], rule["momentum_a"], steps, rule["factor_a"])
+        y = without_rule(y, start[1], rule["momentum_a"], steps, rule["factor_b"])
+        return x, y, "variance rule taken out" if rule["rule_a"] != rule["rule_b"] else note
+
+
+def _steps(trace: Trace, phase: str) -> int:
+    from portproof.plan import STEPS
+
+    plan = next(each for each in trace.manifest.plan if each["name"] == phase)
+    return STEPS if plan["optimizer"] else 1
+
+
+def _zip(a: tuple[str, ...], b: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    return zip(a, b, strict=False)  # a framework may pass a mask or a flag as one more input
+
+
+def _measurement_key(phase: str, group: str, key_a: str, key_b: str) -> str:
+    return f"{phase}/{group}/{key_a.partition('/')[2]}|{key_b.partition('/')[2]}"
+
+
+def _renamed(maxima: dict[str, float], pairs: Pairs) -> dict[str, float]:
+    back = {second: first for first, second in pairs.parameters.pairs.items()}
+    return {back.get(name, name): value for name, value in maxima.items()}
+
+
+def _coarse(trace: Trace) -> Iterator[str]:
+    """Layers whose output is coarser than float64 in a float64 phase: they cast, whatever the caller wanted."""
+    for phase, calls in trace.manifest.calls.items():
+        if phase.startswith("float64.") and calls:
+            seen = set()
+            for call in calls:
+                for key in call.outputs:
+                    info = trace.manifest.tensors.get(f"{phase}/{key}")
+                    if info and info.dtype in ("float32", "float16", "bfloat16") and call.layer not in seen:
+                        seen.add(call.layer)
+                        yield call.layer
+            return
+
+
+def _side(trace: Trace) -> dict[str, Any]:
+    manifest = trace.manifest
+    return {
+        "side": manifest.side,
+        "subject": manifest.subject,
+        "factory": manifest.facts["factory"],
+        "weights": manifest.facts["weights"],
+        "seed": manifest.facts["seed"],
+        "environment": manifest.environment,
+        "notes": list(manifest.notes),
+    }
