@@ -118,9 +118,7 @@ def pair_layers(
 def _unique_matches(a: Sequence[str], b: Sequence[str], key: Callable[[str], str]) -> dict[str, str]:
     counts_a, counts_b = Counter(map(key, a)), Counter(map(key, b))
     index_b = {key(name): name for name in b}
-    return {
-        name: index_b[key(name)] for name in a if counts_a[key(name)] == 1 and counts_b.get(key(name)) == 1
-    }
+    return {name: index_b[key(name)] for name in a if counts_a[key(name)] == 1 and counts_b.get(key(name)) == 1}
 
 
 def _suffix_matches(a: Sequence[str], b: Sequence[str]) -> dict[str, str]:
@@ -139,7 +137,9 @@ def _suffix_matches(a: Sequence[str], b: Sequence[str]) -> dict[str, str]:
         if len(prefixes) == 1:
             prefix = prefixes[0]
             if flipped:
-                return {by_name_a[prefix + name]: real for name, real in by_name_b.items() if prefix + name in by_name_a}
+                return {
+                    by_name_a[prefix + name]: real for name, real in by_name_b.items() if prefix + name in by_name_a
+                }
             return {real: by_name_b[prefix + name] for name, real in by_name_a.items() if prefix + name in by_name_b}
     return {}
 
@@ -151,9 +151,7 @@ def _in_order(
     token_b: Callable[[str], Hashable],
 ) -> list[tuple[str, str]]:
     matcher = SequenceMatcher(None, [token_a(name) for name in a], [token_b(name) for name in b], autojunk=False)
-    return [
-        (a[block.a + i], b[block.b + i]) for block in matcher.get_matching_blocks() for i in range(block.size)
-    ]
+    return [(a[block.a + i], b[block.b + i]) for block in matcher.get_matching_blocks() for i in range(block.size)]
 
 
 def _by_layer(records: Iterable[ParameterRecord]) -> dict[str, list[ParameterRecord]]:

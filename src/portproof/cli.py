@@ -49,7 +49,9 @@ def main() -> None:
         _say_error(error, debug, f"{error.filename or 'A file'}: {error.strerror or error}.{advice}")
         code = 2
     except Exception as error:
-        text = f"portproof itself failed: {type(error).__name__}: {error}. Please report it, with the output of --debug."
+        text = (
+            f"portproof itself failed: {type(error).__name__}: {error}. Please report it, with the output of --debug."
+        )
         _say_error(error, debug, text)
         code = 2
     sys.exit(code if isinstance(code, int) else 0)
@@ -75,7 +77,9 @@ def _options(*options: Callable[..., Any]) -> Callable[[Any], Any]:
     return decorate
 
 
-_debug = click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks of errors, also of the workers.")
+_debug = click.option(
+    "--debug", is_flag=True, expose_value=False, help="Show tracebacks of errors, also of the workers."
+)
 _output = _options(
     click.option("--json", "json_file", type=_FILE, metavar="FILE", help="Write the report as JSON (see `judge`)."),
     click.option("--junit", "junit_file", type=_FILE, metavar="FILE", help="Write the checks as JUnit XML."),
@@ -153,7 +157,9 @@ def check(
 
     if name:
         if torch_factory or tensorflow_factory or inputs:
-            raise InputError("--mirror NAME brings its own factories and inputs: leave out --torch, --tensorflow, --input.")
+            raise InputError(
+                "--mirror NAME brings its own factories and inputs: leave out --torch, --tensorflow, --input."
+            )
         mirror = get(name)
     else:
         if not torch_factory or not tensorflow_factory or not inputs:
@@ -163,7 +169,8 @@ def check(
             )
         layout = "same" if same_layout else "auto"
         specs = [
-            InputSpec.parse(text, default_name="x" if i == 0 else f"x{i}", layout=layout) for i, text in enumerate(inputs)
+            InputSpec.parse(text, default_name="x" if i == 0 else f"x{i}", layout=layout)
+            for i, text in enumerate(inputs)
         ]
         subject = tensorflow_factory.rpartition(":")[0]
         mirror = Mirror(Path(subject).stem, torch_factory, tensorflow_factory, tuple(specs), _batch_sizes(batches))
@@ -171,16 +178,24 @@ def check(
 
 
 @cli.command()
-@click.argument("name", default="", metavar="[NAME]")
-@click.option("--audio", multiple=True, type=_FILE, metavar="FILE", help="WAV files to try instead of the mirror's clips.")
+@click.argument("words", nargs=-1, metavar="[NAME]")
+@click.option(
+    "--audio", multiple=True, type=_FILE, metavar="FILE...", help="WAV files to try instead of the mirror's clips."
+)
 @_comparing
 @_running
 @_output
-def smoke(name: str, audio: tuple[Path, ...], **options: Any) -> int:
+def smoke(words: tuple[str, ...], audio: tuple[Path, ...], **options: Any) -> int:
     """Quick look at a registered mirror: counts, shapes, finite outputs, gradients, and the float64 proof."""
+    from portproof import mirror as registry
     from portproof.plan import SMOKE
 
-    mirror = _mirror(name)
+    # click's options take one value each; after --audio *.wav the other files arrive here.
+    names = [word for word in words if not audio or word in registry.names()]
+    if len(names) > 1:
+        raise InputError(f"smoke takes one mirror, not {len(names)}: {', '.join(names)}.")
+    audio += tuple(Path(word) for word in words if word not in names)
+    mirror = _mirror(names[0] if names else "")
     return _run_check(mirror, SMOKE, samples=_read_audio(mirror, audio) if audio else None, **options)
 
 
@@ -310,7 +325,9 @@ def show(name: str, **running: Any) -> int:
 
 @cli.command()
 @click.option("--torch-python", metavar="PYTHON", default=sys.executable, help="Interpreter of the PyTorch side.")
-@click.option("--tensorflow-python", metavar="PYTHON", default=sys.executable, help="Interpreter of the TensorFlow side.")
+@click.option(
+    "--tensorflow-python", metavar="PYTHON", default=sys.executable, help="Interpreter of the TensorFlow side."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print what is wrong, and nothing else.")
 @_debug
@@ -318,9 +335,7 @@ def doctor(torch_python: str, tensorflow_python: str, as_json: bool, quiet: bool
     """Versions, builds, CPU, threads, hidden GPUs; what is wrong with it, and the fix."""
     from portproof import doctor as examination
 
-    return examination.run(
-        torch_python=torch_python, tensorflow_python=tensorflow_python, as_json=as_json, quiet=quiet
-    )
+    return examination.run(torch_python=torch_python, tensorflow_python=tensorflow_python, as_json=as_json, quiet=quiet)
 
 
 def _mirror(name: str) -> Mirror:

@@ -1,8 +1,8 @@
 """Mirror: a model written twice, and the registry of mirrors that are known by name.
 
 Mirrors are found through the entry point group ``portproof.mirrors``; the ones that ship are registered exactly like a
-user's own. A factory is named by an import string ``package.module:attribute`` or ``path/to/file.py:attribute``, so that
-it can be called in another process, interpreter or machine.
+user's own. A factory is named by an import string ``package.module:attribute`` or ``path/to/file.py:attribute``, so
+that it can be called in another process, interpreter or machine.
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ def check_factory(text: str) -> tuple[str, str]:
     """Split ``MODULE:ATTRIBUTE`` or ``FILE.py:ATTRIBUTE``; raises `MirrorError` if it cannot name a factory."""
     module, separator, attribute = text.rpartition(":")
     if not separator or not module or not all(part.isidentifier() for part in attribute.split(".")):
-        raise MirrorError(f"{text!r} does not name a factory: write package.module:function or path/to/file.py:function.")
+        raise MirrorError(
+            f"{text!r} does not name a factory: write package.module:function or path/to/file.py:function."
+        )
     if module.endswith(".py"):
         if not Path(module).is_file():
             raise MirrorError(f"There is no file {module} (from {text!r}).")

@@ -106,6 +106,7 @@ def phases_for(checks: Sequence[str]) -> tuple[Phase, ...]:
     wanted = {name for check in checks for name in CHECKS[check]}
     return tuple(phase for phase in PARITY if phase.name in wanted) if checks else PARITY
 
+
 _BUILD_COST = 5.0  # making a Keras model takes about as long as this many of its forward passes
 
 

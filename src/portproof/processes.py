@@ -157,9 +157,12 @@ def _judge_exit(worker: Worker) -> None:
             "SIGKILL": " The system does that when memory runs out: use smaller inputs, or free some.",
             "SIGILL": " This CPU lacks an instruction that the framework's build needs: `portproof doctor` shows it.",
         }.get(name, "")
-        raise errors.WorkerError(f"The {worker.side} worker was killed by {name} in {worker.step}.{why} Log: {worker.log}")
+        raise errors.WorkerError(
+            f"The {worker.side} worker was killed by {name} in {worker.step}.{why} Log: {worker.log}"
+        )
     raise errors.WorkerError(
-        f"The {worker.side} worker ended with exit code {code} in {worker.step}: {_last_line(worker.log)} Log: {worker.log}"
+        f"The {worker.side} worker ended with exit code {code} in {worker.step}: {_last_line(worker.log)} "
+        f"Log: {worker.log}"
     )
 
 

@@ -261,9 +261,11 @@ class Trace:
         try:
             if info.shard not in self._open:
                 self._open[info.shard] = safe_open(self.path / shard_name(info.shard), framework="numpy")
-            return self._open[info.shard].get_tensor(key)  # type: ignore[no-any-return]
+            return self._open[info.shard].get_tensor(key)
         except (SafetensorError, OSError) as error:
-            raise TraceError(f"{self.path / shard_name(info.shard)} cannot be read: {error}. Capture it again.") from error
+            raise TraceError(
+                f"{self.path / shard_name(info.shard)} cannot be read: {error}. Capture it again."
+            ) from error
 
     def names(self, phase: str, what: str) -> list[str]:
         """The names of a phase's tensors of one kind, in the order in which they were captured."""

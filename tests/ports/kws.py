@@ -1,4 +1,4 @@
-"""Ports of RepViT KWS for the tests: honest ones, and ones with a planted defect each, as a user's own file would be."""
+"""Ports of RepViT KWS for the tests: honest ones, and ones with one planted defect each, as a user would write them."""
 
 from __future__ import annotations
 

@@ -30,7 +30,9 @@ def excite(model: torch.nn.Module, run: Callable[[], Any], seed: int) -> None:
     Constant tensors become random, BatchNorm statistics become those of the data moved by about a tenth of a standard
     deviation, and the bias of a linear layer that gives the model's output is centred.
     """
-    residual_ends = {id(norm.weight) for norm in model.modules() if isinstance(norm, _NORMS) and norm.weight is not None}
+    residual_ends = {
+        id(norm.weight) for norm in model.modules() if isinstance(norm, _NORMS) and norm.weight is not None
+    }
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and parameter.numel() and bool((parameter == parameter.flatten()[0]).all()):
             constant = float(parameter.flatten()[0].detach())

@@ -106,7 +106,9 @@ class Weights:
         """Put the weights into the exchange folder, complete."""
         sets = {"initial": self.initial, "excited": self.excited}
         tensors = {
-            f"{which}/{name}": np.ascontiguousarray(array) for which, values in sets.items() for name, array in values.items()
+            f"{which}/{name}": np.ascontiguousarray(array)
+            for which, values in sets.items()
+            for name, array in values.items()
         }
         folder = exchange / "weights.partial"
         folder.mkdir()
@@ -152,7 +154,9 @@ def make_inputs(
             else:
                 arrays[f"{case}/{spec.name}"] = rng.integers(0, spec.high, shape).astype(spec.dtype)
     if samples:
-        arrays[f"{SAMPLES}/{mirror.inputs[0].name}"] = np.stack([np.asarray(each, np.float32) for each in samples.values()])
+        arrays[f"{SAMPLES}/{mirror.inputs[0].name}"] = np.stack(
+            [np.asarray(each, np.float32) for each in samples.values()]
+        )
     return arrays
 
 

@@ -15,7 +15,6 @@ from typing import Any
 from portproof.errors import MirrorError, WorkerError
 from portproof.mirror import check_factory
 
-
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -47,12 +46,16 @@ def load_factory(text: str) -> Callable[[], Any]:
     found: Any = module
     for part in attribute.split("."):
         if not hasattr(found, part):
-            public = sorted(name for name in vars(module) if not name.startswith("_") and callable(getattr(module, name)))
-            raise MirrorError(f"{module_name} has no {attribute!r}. It has: {', '.join(public[:12]) or 'nothing to call'}.")
+            public = sorted(
+                name for name in vars(module) if not name.startswith("_") and callable(getattr(module, name))
+            )
+            raise MirrorError(
+                f"{module_name} has no {attribute!r}. It has: {', '.join(public[:12]) or 'nothing to call'}."
+            )
         found = getattr(found, part)
     if not callable(found):
         raise MirrorError(f"{text} is a {type(found).__name__}, not a function that returns a model.")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def call_factory(factory: Callable[[], Any], text: str) -> Any:

@@ -116,7 +116,9 @@ class Side:
             tf.keras.utils.set_random_seed(self.job.seed)
             keras = call_factory(self.factory, self.job.factory)
             if not isinstance(keras, tf.keras.Model):
-                raise MirrorError(f"The factory {self.job.factory} returned a {type(keras).__name__}, not a keras.Model.")
+                raise MirrorError(
+                    f"The factory {self.job.factory} returned a {type(keras).__name__}, not a keras.Model."
+                )
             model = _Model(keras, precision, self.inputs, {spec.name: spec.layout for spec in self.job.inputs})
             if not keras.built or not keras.weights:
                 try:
@@ -250,7 +252,9 @@ class Side:
 
             return call
 
-        with _wrapped_calls({path: layer for path, (layer, _) in model.layers.items() if phase.layers or not path}, wrap):
+        with _wrapped_calls(
+            {path: layer for path, (layer, _) in model.layers.items() if phase.layers or not path}, wrap
+        ):
             yield
 
     def _store_batch_statistics(self, phase: Phase, path: str, layer: Any, x: Any) -> None:
@@ -342,7 +346,9 @@ class _Model:
         """Call the model: one input as it is, several by name where the model takes them so, else as a list."""
         if len(inputs) == 1:
             return self.keras(next(iter(inputs.values())), training=training)
-        if {getattr(each, "name", "").partition(":")[0] for each in getattr(self.keras, "inputs", None) or ()} == set(inputs):
+        if {getattr(each, "name", "").partition(":")[0] for each in getattr(self.keras, "inputs", None) or ()} == set(
+            inputs
+        ):
             return self.keras(inputs, training=training)
         if takes_by_name(self.keras.call, inputs):
             return self.keras(**inputs, training=training)
@@ -368,7 +374,14 @@ class _Model:
 
         with _wrapped_calls({path: layer for path, (layer, _) in self.layers.items()}, wrap):
             self(MAIN)
-        self._variables = sorted(self.variables, key=lambda each: order.get(each.record.layer, len(order)))
+
+        def position(each: weights_tf.Variable) -> int:
+            layer = each.record.layer
+            while layer not in order and "." in layer:  # a part of a layer, such as those of a separable convolution
+                layer = layer.rpartition(".")[0]
+            return order.get(layer, len(order))
+
+        self._variables = sorted(self.variables, key=position)
 
 
 @contextmanager
@@ -396,14 +409,18 @@ class Layouts:
     """
 
     def __init__(self, channels_last: Iterator[Any]) -> None:
-        self._last: dict[int, Any] = {id(tensor): tensor for tensor in channels_last}  # holds them: an id must not recur
+        self._last: dict[int, Any] = {
+            id(tensor): tensor for tensor in channels_last
+        }  # holds them: an id must not recur
         self._ranks: set[int] = {len(tensor.shape) for tensor in self._last.values()}
 
     def given(self, layer: Any, unknown: Sequence[Any]) -> None:
         """Tensors that came from between the layers: of the layout that their layer expects."""
         for tensor in unknown:
             rank = len(tensor.shape)
-            if rank > 2 and (_is_channels_last(layer) or (_data_format(layer) is None and rank in self._ranks and rank > 3)):
+            if rank > 2 and (
+                _is_channels_last(layer) or (_data_format(layer) is None and rank in self._ranks and rank > 3)
+            ):
                 self._mark(tensor)
 
     def returned(self, layer: Any, given: Sequence[Any], produced: Sequence[Any]) -> None:

@@ -24,7 +24,7 @@ from portproof.transfer import torch as weights_torch
 from portproof.transfer.checkpoints import load_torch
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    pass
 
 _PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 _DROPOUT = (torch.nn.modules.dropout._DropoutNd,)
@@ -288,7 +288,7 @@ def prepare_framework(threads: int) -> dict[str, Any]:
     }
 
 
-# torch.optim's functional form: the same kernels as the classes', whose step() would import torch.compile first (1.1 s).
+# torch.optim's functional form: the same kernels as the classes', whose step() imports torch.compile first (1.1 s).
 def _sgd(parameters: list[torch.nn.Parameter]) -> Callable[[list[torch.Tensor]], None]:
     momenta: list[torch.Tensor | None] = [None] * len(parameters)
 
@@ -361,7 +361,9 @@ def _stages(model: torch.nn.Module) -> set[str]:
     def descend(module: torch.nn.Module, path: str) -> None:
         for name, child in module.named_children():
             child_path = f"{path}.{name}" if path else name
-            if type(child) in (torch.nn.ModuleList, torch.nn.ModuleDict) or (not path and type(child) is torch.nn.Sequential):
+            if type(child) in (torch.nn.ModuleList, torch.nn.ModuleDict) or (
+                not path and type(child) is torch.nn.Sequential
+            ):
                 descend(child, child_path)
             else:
                 found.add(child_path)

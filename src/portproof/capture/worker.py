@@ -49,7 +49,9 @@ def main(job_file: str) -> None:
         _send(events, event="error", kind="WorkerError", message=message, details=traceback.format_exc())
     except Exception as error:  # a defect of portproof: said as such, with the traceback in reach
         code = 2
-        message = f"portproof itself failed: {type(error).__name__}: {error}. Please report it, with the output of --debug."
+        message = (
+            f"portproof itself failed: {type(error).__name__}: {error}. Please report it, with the output of --debug."
+        )
         _send(events, event="error", kind="WorkerError", message=message, details=traceback.format_exc())
     sys.stdout.flush()
     sys.stderr.flush()
@@ -164,8 +166,8 @@ def _import_side(side: str) -> Any:
         if error.name in ("torch", "tensorflow", "numpy", "safetensors"):
             package = {"tensorflow": "tensorflow-cpu"}.get(error.name, error.name)
             raise SetupError(
-                f"{error.name} is not installed for {sys.executable}: run `{sys.executable} -m pip install {package}`, or "
-                f"name an interpreter that has it with --{side}-python."
+                f"{error.name} is not installed for {sys.executable}: run `{sys.executable} -m pip install {package}`, "
+                f"or name an interpreter that has it with --{side}-python."
             ) from error
         raise
     except ImportError as error:
@@ -192,4 +194,6 @@ def _details(error: PortproofError) -> str:
 
 def _disk_message(error: OSError) -> str:
     where = f" ({error.filename})" if error.filename else ""
-    return f"The trace could not be written: {error.strerror or error}{where}. Free some space, or set TMPDIR or --traces."
+    return (
+        f"The trace could not be written: {error.strerror or error}{where}. Free some space, or set TMPDIR or --traces."
+    )

@@ -7,7 +7,7 @@ settings; a prediction that fits the port's output far better than the reference
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,10 +70,10 @@ def _explain(pairs: Pairs, facts: CallFacts, call: CallRecord, other: CallRecord
     own = relative_error(y_b[finite], y_a[finite])
     with np.errstate(all="ignore"):
         for text, prediction in _predictions(facts.kind_a, x, y_a, y_b, weights, settings):
-            if prediction.shape == y_b.shape and np.array_equal(np.isfinite(prediction), finite):
-                if relative_error(prediction[finite], y_b[finite]) < min(_FITS, own / 100):
-                    yield text
-                    return
+            comparable = prediction.shape == y_b.shape and np.array_equal(np.isfinite(prediction), finite)
+            if comparable and relative_error(prediction[finite], y_b[finite]) < min(_FITS, own / 100):
+                yield text
+                return
 
 
 def _predictions(
@@ -110,9 +110,7 @@ def _batchnorm(x: Array, y_b: Array, weights: Mapping[str, Array], eps: float) -
     yield "BatchNorm has stale statistics: mean 0, variance 1", norm(np.zeros_like(mean), np.ones_like(var), eps)
 
 
-def _affine(
-    x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps: float, shape: tuple[int, ...]
-) -> Array:
+def _affine(x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps: float, shape: tuple[int, ...]) -> Array:
     normal = (x - mean.reshape(shape)) / np.sqrt(var + eps).reshape(shape)
     return normal * gamma.reshape(shape) + beta.reshape(shape)
 
@@ -152,12 +150,11 @@ def _linear_maps(
     pointwise = matrix.shape == weight.shape[:2] and settings.get("groups", 1) == 1 and settings.get("stride", 1) == 1
     if not pointwise or x.ndim < 2 or x.shape[1] != matrix.shape[1]:
         return
-    wrong = {"the kernel was reshaped where it has to be transposed": matrix.reshape(matrix.shape[::-1]).T}
-    if matrix.shape[0] == matrix.shape[1]:
-        wrong["the kernel is transposed (in and out exchanged)"] = matrix.T
-    for text, turned in wrong.items():
-        output = np.moveaxis(np.tensordot(turned, x, (1, 1)), 0, 1)
-        yield text, output if bias is None else output + bias.reshape(shape)
+    text = "the kernel was reshaped where it has to be transposed"
+    if matrix.shape[0] == matrix.shape[1]:  # where both are the same
+        text = "the kernel is transposed (in and out exchanged)"
+    output = np.moveaxis(np.tensordot(matrix.reshape(matrix.shape[::-1]).T, x, (1, 1)), 0, 1)
+    yield text, output if bias is None else output + bias.reshape(shape)
 
 
 def _convolutions(
@@ -173,7 +170,7 @@ def _convolutions(
     own = same if pad == "same" else [(p, p) for p in _pair(pad)]
     groups = x.shape[1] // weight.shape[1]  # a depthwise layer of Keras has no setting of that name
     if same != own:
-        text = f"padding='same', which pads {same[0]} rows and {same[1]} columns where the original pads {own[0]} and {own[1]}"
+        text = f"padding='same' pads {same[0]} rows and {same[1]} columns, the original {own[0]} and {own[1]}"
         yield text, _convolve(x, weight, bias, stride, same, groups)
     if max(kernel) > 1:
         yield "the kernel is flipped", _convolve(x, weight[:, :, ::-1, ::-1], bias, stride, own, groups)
@@ -186,7 +183,8 @@ def _convolve(
     x: Array, weight: Array, bias: Array | None, stride: Sequence[int], pads: Sequence[tuple[int, int]], groups: int
 ) -> Array:
     padded = np.pad(x, ((0, 0), (0, 0), *pads))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, weight.shape[2:], (2, 3))[:, :, :: stride[0], :: stride[1]]
+    slide: Any = np.lib.stride_tricks.sliding_window_view  # NumPy's own types know one axis only
+    windows = slide(padded, weight.shape[2:], (2, 3))[:, :, :: stride[0], :: stride[1]]
     batch, channels = x.shape[:2]
     grouped = windows.reshape(batch, groups, channels // groups, *windows.shape[2:])
     kernels = weight.reshape(groups, -1, *weight.shape[1:])
@@ -199,7 +197,7 @@ def _pair(value: Any) -> list[int]:
     return [int(each) for each in value] if isinstance(value, (list, tuple)) else [int(value), int(value)]
 
 
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh GELU": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     "sigmoid GELU": lambda x: x / (1 + np.exp(-1.702 * x)),
     "gelu": lambda x: 0.5 * x * (1 + _erf(x / math.sqrt(2)).astype(np.float64)),

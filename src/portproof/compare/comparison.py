@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 _TWIN = {"float64.eval": "float32.eval", "float64.train": "float32.train", "float64.forward": "float32.forward"}
 
 
+_SAMPLES = "float32.forward/batch/samples:0"
+_FEW = 16  # outputs that still fit beside each other
+
+
 def compare(a: Trace, b: Trace) -> Facts:
     """Hold two traces against each other: torch with TensorFlow, or any two of one side.
 
@@ -59,6 +63,7 @@ def compare(a: Trace, b: Trace) -> Facts:
         unavailable=unavailable,
         coarse=coarse,
         causes=tuple(likely_causes(pairs, comparison.measurements, comparison.calls)),
+        samples=_samples(pairs),
     )
 
 
@@ -133,7 +138,11 @@ class _Comparison:
     def _measure_parameters(self, phase: str) -> None:
         named = self.pairs.parameters.pairs
         for what, group in (("gradient", "gradients"), ("parameter", "parameters"), ("buffer", "buffers")):
-            present = [name for name in named if f"{phase}/{what}/{name}" in self.a and f"{phase}/{what}/{named[name]}" in self.b]
+            present = [
+                name
+                for name in named
+                if f"{phase}/{what}/{name}" in self.a and f"{phase}/{what}/{named[name]}" in self.b
+            ]
             scales = self._layer_scales(phase, what, present)
             for name in present:
                 self._add(
@@ -165,7 +174,9 @@ class _Comparison:
             if value.size:
                 rms[layer] = max(rms.get(layer, 0.0), float(np.linalg.norm(value)) / math.sqrt(value.size))
         sizes = {record.name: record.size for record in self.a.manifest.parameters}
-        return {name: max(own.get(name, 0.0), rms.get(self._owner[name], 0.0) * math.sqrt(sizes[name])) for name in names}
+        return {
+            name: max(own.get(name, 0.0), rms.get(self._owner[name], 0.0) * math.sqrt(sizes[name])) for name in names
+        }
 
     def _start(self, trace: Trace, name: str) -> NDArray[Any]:
         return trace.tensor(f"weights/excited/{name}").astype(np.float64)
@@ -198,10 +209,10 @@ class _Comparison:
         It belongs to the float64 measurement; where there is no float64 proof, to the float32 one.
         """
         if phase.startswith("float64"):
-            single, double = _TWIN.get(phase), phase
+            single, double = _TWIN.get(phase, ""), phase
         else:
-            single, double = phase, next((d for d, s in _TWIN.items() if s == phase and self._fallback), None)
-        if single is None or double is None or f"{single}/{key}" not in trace or f"{double}/{key}" not in trace:
+            single, double = phase, next((d for d, s in _TWIN.items() if s == phase and self._fallback), "")
+        if f"{single}/{key}" not in trace or f"{double}/{key}" not in trace:
             return None
         return relative_error(trace.tensor(f"{single}/{key}"), trace.tensor(f"{double}/{key}"), least_scale)
 
@@ -252,6 +263,16 @@ def _coarse(trace: Trace) -> Iterator[str]:
                         seen.add(call.layer)
                         yield call.layer
             return
+
+
+def _samples(pairs: Pairs) -> dict[str, list[list[float]]]:
+    """What both sides make of the real examples, to be looked at; it is judged with the other batches."""
+    if not all(_SAMPLES in trace for trace in (pairs.a, pairs.b)):
+        return {}
+    x, y = pairs.a.tensor(_SAMPLES), pairs.b.tensor(_SAMPLES)
+    if x.shape != y.shape or x.ndim != 2 or x.shape[1] > _FEW:
+        return {}
+    return {"a": x.astype(float).tolist(), "b": y.astype(float).tolist()}
 
 
 def _side(trace: Trace) -> dict[str, Any]:

@@ -21,7 +21,7 @@ _AFTER = (
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """Where two models part. ``what`` says which of the layer's values; ``causes`` are patterns that would explain it."""
+    """Where two models part. ``what`` says which of the layer's values; ``causes`` are patterns that explain it."""
 
     layer: str
     other: str

@@ -13,8 +13,8 @@ class Distance:
 
     ``relative`` is the L2 norm of the difference over ``scale``; near-zero values cannot blow it up as they do with
     element-wise relative errors or ULPs. ``scale`` is the larger of the two norms unless the caller knows a better
-    one. Where the shapes differ, or NaN or Inf stand in different places, ``relative`` is infinite, and ``worst`` is the
-    first of those places; ``max_abs`` speaks of the finite values.
+    one. Where the shapes differ, or NaN or Inf stand in different places, ``relative`` is infinite, and ``worst`` is
+    the first of those places; ``max_abs`` speaks of the finite values.
     """
 
     shape_a: tuple[int, ...]
@@ -99,7 +99,10 @@ class Cause:
 
 @dataclass(frozen=True)
 class Facts:
-    """The whole comparison of two traces; `to_json` and `from_json` are exact inverses."""
+    """The whole comparison of two traces; `to_json` and `from_json` are exact inverses.
+
+    ``samples`` holds each side's float32 output for the real examples, one row each, where outputs are short.
+    """
 
     sides: dict[str, dict[str, Any]]
     structure: Structure
@@ -112,6 +115,7 @@ class Facts:
     unavailable: dict[str, dict[str, str]]
     coarse: dict[str, tuple[str, ...]]
     causes: tuple[Cause, ...] = field(default=())
+    samples: dict[str, list[list[float]]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""

@@ -12,7 +12,7 @@ from portproof.compare.facts import Distance
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# ULP quantiles of larger tensors are taken from every k-th value: they describe a distribution, and no verdict uses them.
+# ULP quantiles of larger tensors are taken from every k-th value: they describe a distribution, and judge nothing.
 _ULP_SAMPLE = 2**12
 _SMALL_UNIT = 2.0**-64  # the norm of fewer than 2^128 values of any size is finite in it
 

@@ -174,7 +174,9 @@ def limit32(measurement: Measurement, policy: Policy) -> float:
 
 
 def _overall_error(facts: Facts) -> float:
-    errors = (each.error_a for each in facts.measurements if each.phase == "float64.train" and each.group == "gradients")
+    errors = (
+        each.error_a for each in facts.measurements if each.phase == "float64.train" and each.group == "gradients"
+    )
     return max((error for error in errors if error is not None and math.isfinite(error)), default=0.0)
 
 
@@ -210,7 +212,9 @@ def _precision(found: Sequence[Measurement], name: str, title: str, policy: Poli
         limit=_number(limit(worst)),
         where=worst.name,
         count=len(found),
-        details=tuple(f"{each.name}: {_number(each.error_b or 0)}, original {_number(each.error_a or 0)}" for each in wrong[:8]),
+        details=tuple(
+            f"{each.name}: {_number(each.error_b or 0)}, original {_number(each.error_a or 0)}" for each in wrong[:8]
+        ),
     )
 
 
@@ -245,7 +249,9 @@ def _isolation(facts: Facts) -> Check:
 def _parameters(facts: Facts) -> Check:
     a, b = facts.structure.counts["a"], facts.structure.counts["b"]
     s = facts.structure
-    details = [f"only in the original: {each}" for each in s.only_a] + [f"only in the port: {each}" for each in s.only_b]
+    details = [f"only in the original: {each}" for each in s.only_a] + [
+        f"only in the port: {each}" for each in s.only_b
+    ]
     details += [f"shapes differ: {each}" for each in s.wrong_shape]
     details += [f"trainability differs: {each}" for each in s.wrong_trainable]
     same = all(a[key] == b[key] for key in ("trainable", "trainable_tensors", "non_trainable", "non_trainable_tensors"))
@@ -287,7 +293,9 @@ def _stages(facts: Facts) -> Check | None:
     details += [f"{stage['name']}: {stage['a']}, no counterpart in the port" for stage in alone]
     value = f"{len(stages) - len(wrong) - len(alone)} of {len(stages)} equal"
     status = FAIL if wrong else NOTE if alone else PASS
-    return Check("stages", "shape of every stage", status, value, f"{len(stages)}", count=len(stages), details=tuple(details))
+    return Check(
+        "stages", "shape of every stage", status, value, f"{len(stages)}", count=len(stages), details=tuple(details)
+    )
 
 
 def same_shape(a: Sequence[int], b: Sequence[int]) -> bool:
@@ -317,7 +325,9 @@ def _finite(facts: Facts) -> Iterator[Check]:
     measured = [each for each in facts.measurements if each.group in ("outputs", "batches", "loss")]
     bad = [each for each in measured if each.distance.bad_a or each.distance.bad_b]
     on_one_side = any((each.distance.bad_a == 0) != (each.distance.bad_b == 0) for each in bad)
-    wrong_shape = [each for each in measured if each.group == "batches" and each.distance.shape_a != each.distance.shape_b]
+    wrong_shape = [
+        each for each in measured if each.group == "batches" and each.distance.shape_a != each.distance.shape_b
+    ]
     details = [
         f"{each.phase} {each.name}: {each.distance.bad_a} NaN or Inf in the original, {each.distance.bad_b} in the port"
         for each in bad[:8]
@@ -326,7 +336,16 @@ def _finite(facts: Facts) -> Iterator[Check]:
     status = FAIL if wrong_shape or on_one_side else UNKNOWN if bad else PASS
     where = bad[0].name if bad else wrong_shape[0].name if wrong_shape else ""
     value = f"{len(bad)} tensors with NaN or Inf" if bad else "all finite" if not wrong_shape else "shapes differ"
-    yield Check("forward", "forward passes: equal shapes, no NaN, no Inf", status, value, "all finite", where, len(measured), tuple(details))
+    yield Check(
+        "forward",
+        "forward passes: equal shapes, no NaN, no Inf",
+        status,
+        value,
+        "all finite",
+        where,
+        len(measured),
+        tuple(details),
+    )
 
 
 def _no_float64(facts: Facts) -> Check:
@@ -349,7 +368,10 @@ def _unavailable(facts: Facts) -> Iterator[Check]:
 
 def _gradient_counts(facts: Facts, policy: Policy) -> Iterator[Check]:
     titles = {
-        "float32.count": ("count-original", "non-zero gradients of mean(output), training mode, float32, noise included"),
+        "float32.count": (
+            "count-original",
+            "non-zero gradients of mean(output), training mode, float32, noise included",
+        ),
         "float64.count-eval": ("count-eval", "live gradients of mean(output), eval mode, float64"),
         "float64.count-train": ("count-train", "live gradients of the loss, training mode, float64"),
     }
@@ -362,7 +384,9 @@ def _gradient_counts(facts: Facts, policy: Policy) -> Iterator[Check]:
         # What is counted in float32 is partly rounding noise, so a difference there is shown and not judged.
         status = PASS if not wrong else NOTE if name == "count-original" else FAIL
         details = [f"{each}: live only in the {'original' if each in live_a else 'port'}" for each in differing[:8]]
-        yield Check(name, title, status, str(len(live_b)), str(len(live_a)), count=len(sides["a"]), details=tuple(details))
+        yield Check(
+            name, title, status, str(len(live_b)), str(len(live_a)), count=len(sides["a"]), details=tuple(details)
+        )
 
 
 def _live(maxima: dict[str, float], layers_of: dict[str, str], least: float) -> set[str]:
@@ -412,10 +436,14 @@ def _sum_up(checks: Sequence[Check], divergence: Divergence | None, policy: Poli
     if failed:
         where = f", first in {divergence.layer}" if divergence else ""
         plural = "check" if len(failed) == 1 else "checks"
-        return Verdict(DIFFERS, f"not the same model: {len(failed)} {plural} failed{where}", tuple(checks), divergence, policy)
+        return Verdict(
+            DIFFERS, f"not the same model: {len(failed)} {plural} failed{where}", tuple(checks), divergence, policy
+        )
     judged = {check.name.partition("-")[0] for check in checks}
     if not proof and "fallback" not in judged:
-        summary = "could not be judged: a float64 proof was not possible, and there is nothing in float32 to fall back on"
+        summary = (
+            "could not be judged: a float64 proof was not possible, and there is nothing in float32 to fall back on"
+        )
         return Verdict(UNDECIDED, summary, tuple(checks), divergence, policy)
     summary = "the same model: same function, same precision"
     if "precision" not in judged:

@@ -14,8 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from portproof.compare.verdict import DIFFERS, FAIL, NOTE, PASS, SAME, UNDECIDED, UNKNOWN, Check
-from portproof.compare.verdict import same_shape
+from portproof.compare.verdict import DIFFERS, FAIL, NOTE, PASS, SAME, UNDECIDED, UNKNOWN, Check, same_shape
 from portproof.report.listing import render_list, render_show
 from portproof.report.progress import Progress
 from portproof.report.terminal import console_for, cut, grid, mark, render_error, shape, table, text
@@ -92,11 +91,17 @@ def render_report(
         page.header()
         if stages:
             page.stages()
+        page.samples()
         page.checks()
         page.details()
         page.divergence()
         page.notes()
     page.last_line()
+
+
+def _outputs(row: Sequence[float]) -> str:
+    few = "  ".join(f"{value:+.6f}" for value in row[:4])
+    return few if len(row) <= 4 else f"{few} …"
 
 
 def side_names(facts: Facts) -> tuple[str, str]:
@@ -126,11 +131,24 @@ class _Page:
         machines = dict.fromkeys([_machine(a), _machine(b)])
         rows.add_row(text("machine"), text("\n".join(machines)))
         rows.add_row(text("weights"), text(_weights(a, b)))
-        if samples := self.report.recorded.get("samples"):
+        samples = self.report.recorded.get("samples")
+        if samples and not self.facts.samples:
             rows.add_row(text("samples"), text(", ".join(samples)))
         if (self.a, self.b) != ("original", "port"):
             rows.add_row(text("words"), text('below, "original" is a and "port" is b'))
         self._block(None, rows)
+
+    def samples(self) -> None:
+        """What both sides make of the real examples, in float32."""
+        found, names = self.facts.samples, self.report.recorded.get("samples", [])
+        if not found or len(names) != len(found["a"]):
+            return
+        rows = table("sample", f"{self.a}: output", f"{self.b}: output", "class")
+        for name, x, y in zip(names, found["a"], found["b"], strict=True):
+            classes = [row.index(max(row)) for row in (x, y)]
+            shown = str(classes[0]) if classes[0] == classes[1] else f"{classes[0]} and {classes[1]}"
+            rows.add_row(text(str(name)), text(_outputs(x)), text(_outputs(y)), text(shown))
+        self._block("samples, float32", rows)
 
     def stages(self) -> None:
         """The output shape of every stage on both sides."""

@@ -65,7 +65,7 @@ def fit(
 
 
 def fit_shape(value: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any] | None:
-    """``value`` in ``shape`` if the two differ by dimensions of size one only (a 1x1 convolution and a linear layer)."""
+    """``value`` in ``shape`` if they differ by dimensions of size one only (a 1x1 convolution and a linear layer)."""
     if value.shape == shape:
         return value
     if [size for size in value.shape if size != 1] == [size for size in shape if size != 1]:

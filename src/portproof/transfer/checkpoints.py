@@ -113,7 +113,9 @@ def _fit_state_dict(
         missing=[name for name in shapes if name not in values],
         left_over=[name for name in values if name not in shapes],
         wrong_shape=[
-            f"{name}: {values[name].shape} given, {shapes[name]} wanted" for name, value in fitted.items() if value is None
+            f"{name}: {values[name].shape} given, {shapes[name]} wanted"
+            for name, value in fitted.items()
+            if value is None
         ],
         where=f" in {path}",
     )

@@ -5,6 +5,8 @@
 | Conv1D/2D/3D (also grouped) | kernel | (*K, I/groups, O) | (O, I/groups, *K) |
 | Conv1D/2D/3DTranspose | kernel | (*K, O, I) | (I, O, *K) |
 | DepthwiseConv1D/2D | depthwise_kernel or kernel | (*K, C, M) | (C * M, 1, *K) |
+| SeparableConv1D/2D | depthwise_kernel | (*K, C, M) | (C * M, 1, *K) |
+| SeparableConv1D/2D | pointwise_kernel | (*1, C * M, O) | (O, C * M, *1) |
 | Dense | kernel | (I, O) | (O, I) |
 | all others | | as it is | as it is |
 """
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 ROLES = {
     "kernel": "weight",
     "depthwise_kernel": "weight",
+    "pointwise_kernel": "weight",
     "embeddings": "weight",
     "gamma": "weight",
     "beta": "bias",

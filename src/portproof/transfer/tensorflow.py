@@ -40,12 +40,14 @@ class Variable:
 
     def read(self) -> NDArray[Any]:
         """The value as a canonical array."""
-        return np.ascontiguousarray(self.layout.to_canonical(np.asarray(self.variable)))
+        # ascontiguousarray makes 0-d arrays 1-d.
+        return np.ascontiguousarray(self.layout.to_canonical(np.asarray(self.variable))).reshape(self.record.shape)
 
     def write(self, value: NDArray[Any]) -> None:
         """Assign a canonical array."""
         native = self.layout.from_canonical(value, self.shape)
-        self.variable.assign(np.ascontiguousarray(native, tf.as_dtype(self.variable.dtype).as_numpy_dtype))
+        dtype = tf.as_dtype(self.variable.dtype).as_numpy_dtype
+        self.variable.assign(np.ascontiguousarray(native, dtype).reshape(self.shape))
 
 
 def layers(model: Any) -> dict[str, tuple[Any, str | None]]:
@@ -84,10 +86,11 @@ def variables(model: Any) -> list[Variable]:
             native = _variable_name(layer, variable)
             layout = _layout(layer, native)
             role = ROLES.get(native, native)
-            if native == "pointwise_kernel":
-                role = "pointwise.weight"
+            owner = _owner(path, layer, native)
             shape = layout.canonical_shape(tuple(int(size) for size in variable.shape))
-            record = ParameterRecord(f"{path}.{role}" if path else role, path, role, shape, trainable, _path(variable))
+            record = ParameterRecord(
+                f"{owner}.{role}" if owner else role, owner, role, shape, trainable, _path(variable)
+            )
             result.append(Variable(record, variable, layout))
     for variable in model.variables:  # held by something that is not a layer: named by the framework's own path
         if id(variable) not in seen and "seed_generator" not in _path(variable):
@@ -166,6 +169,14 @@ def _variable_name(layer: Any, variable: Any) -> str:
 
 def _path(variable: Any) -> str:
     return str(getattr(variable, "path", variable.name))
+
+
+def _owner(path: str, layer: Any, name: str) -> str:
+    """The layer that a variable belongs to in torch's words, where a separable convolution is two of them."""
+    if {cls.__name__ for cls in type(layer).__mro__}.isdisjoint(("SeparableConv1D", "SeparableConv2D")):
+        return path
+    part = "depthwise" if name == "depthwise_kernel" else "pointwise"
+    return f"{path}.{part}" if path else part
 
 
 def _layout(layer: Any, name: str) -> Layout:
