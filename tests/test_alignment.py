@@ -49,7 +49,10 @@ def test_an_exact_name_wins_over_a_similar_one() -> None:
     assert pair_names(["conv.1", "x"], ["Conv.1", "conv.1"]) == {"conv.1": "conv.1"}
 
 
-@pytest.mark.parametrize(("a", "b"), [(["c.1", "c_1"], ["c/1"]), (["c/1"], ["c.1", "c_1"]), (["a.bc"], ["ab.c", "abc"])])
+AMBIGUOUS = [(["c.1", "c_1"], ["c/1"]), (["c/1"], ["c.1", "c_1"]), (["a.bc"], ["ab.c", "abc"])]
+
+
+@pytest.mark.parametrize(("a", "b"), AMBIGUOUS)
 def test_a_name_with_two_counterparts_is_left_alone(a: list[str], b: list[str]) -> None:
     assert pair_names(a, b) == {}
 
@@ -78,7 +81,7 @@ def test_pairs_come_in_the_order_of_the_first_side() -> None:
     assert list(pair_names(["a.x", "b", "c"], ["c", "a_x", "b"])) == ["a.x", "b", "c"]
 
 
-@pytest.mark.parametrize(("name", "plain"), [("(model)", "model"), ("A.b_C/d:0", "a.b.c.d.0"), ("..", ""), ("a..b", "a.b")])
+@pytest.mark.parametrize(("name", "plain"), [("(model)", "model"), ("A.b_C/d:0", "a.b.c.d.0"), ("..", "")])
 def test_normalised(name: str, plain: str) -> None:
     assert normalised(name) == plain
 
@@ -219,7 +222,7 @@ def test_renamed_and_reordered_models_pair_completely(order: list, separator: st
 def test_strangers_in_between_do_not_disturb_the_order(rows: list[tuple[bool, tuple[int, ...]]]) -> None:
     # The port lacks some layers and calls the others something else; every shape stands once.
     a = [(f"l{i}.weight", (i, *shape)) for i, (_, shape) in enumerate(rows)]
-    b = [(f"other{chr(97 + i)}.weight", shape) for i, ((_, shape), (kept, _)) in enumerate(zip(a, rows, strict=True)) if kept]
+    b = [(f"other{chr(97 + i)}.weight", (i, *shape)) for i, (kept, shape) in enumerate(rows) if kept]
     pairing = pair_parameters(records(*a), records(*b))
     assert len(pairing.pairs) == len(b)
     assert all(dict(a)[first] == dict(b)[second] for first, second in pairing.pairs.items())

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from portproof.compare import verdict as rules
 from portproof.compare.facts import CallFacts, Facts, Measurement, Structure
 from portproof.compare.measure import Distance
+from portproof.compare.verdict import Check, Policy, judge
 from portproof.plan import PARITY
 from portproof.trace import MODEL, CallRecord, LayerRecord, Manifest, ParameterRecord, Trace, TraceWriter
 
@@ -62,6 +64,56 @@ def make_facts(*measurements: Measurement, **changes: Any) -> Facts:
     return replace(plain, **changes)
 
 
+MAXIMA = {"l.weight": 1.0, "l.bias": 0.5}
+COUNTED = ("float32.count", "float64.count-eval", "float64.count-train")
+
+
+def make_complete(**changes: Any) -> Facts:
+    """Facts of two equal models with something for every check to look at."""
+    wanted = dict.fromkeys((group, phase) for group, phase, *_ in (*rules._FUNCTION, *rules._PRECISION))
+    measured = [
+        make_measurement("l.weight", group, phase, error_a=2e-7, error_b=3e-7, layer="l") for group, phase in wanted
+    ]
+    plain = {
+        "gradient_maxima": {phase: {"a": dict(MAXIMA), "b": dict(MAXIMA)} for phase in COUNTED},
+        "layers_of": {"l.weight": "l", "l.bias": "l"},
+        "structure": make_structure(stages=({"name": "s", "other": "s", "kind": "S", "a": [2, 3], "b": [2, 3]},)),
+    }
+    return make_facts(*measured, **{**plain, **changes})
+
+
+def make_without_float64(**changes: Any) -> Facts:
+    """Facts of a port that casts to float32 inside, with a float32 run that agrees."""
+    phases = (("outputs", "float32.eval"), ("batches", "float32.forward"), ("gradients", "float32.eval"))
+    measured = [make_measurement("l", group, phase, 1e-7, error_a=2e-7, error_b=2e-7) for group, phase in phases]
+    return make_facts(*measured, **{"coarse": {"a": (), "b": ("l",)}, **changes})
+
+
+def by_name(facts: Facts, policy: Policy | None = None) -> dict[str, Check]:
+    checks = judge(facts, policy).checks
+    found = {check.name: check for check in checks}
+    assert len(found) == len(checks)  # no check is asked twice
+    return found
+
+
+def statuses(facts: Facts, *, besides: str = "pass") -> dict[str, str]:
+    return {name: check.status for name, check in by_name(facts).items() if check.status != besides}
+
+
+def changed(facts: Facts, group: str, phase: str, **changes: Any) -> Facts:
+    """The same facts with one group of measurements changed."""
+    own = {key: changes.pop(key) for key in ("error_a", "error_b") if key in changes}
+    return replace(
+        facts,
+        measurements=tuple(
+            replace(each, distance=replace(each.distance, **changes), **own)
+            if (each.group, each.phase) == (group, phase)
+            else each
+            for each in facts.measurements
+        ),
+    )
+
+
 @pytest.fixture
 def make() -> SimpleNamespace:
     """Facts and their parts; what a test does not name is unremarkable."""
@@ -71,6 +123,11 @@ def make() -> SimpleNamespace:
         call=make_call,
         structure=make_structure,
         facts=make_facts,
+        complete=make_complete,
+        without_float64=make_without_float64,
+        changed=changed,
+        by_name=by_name,
+        statuses=statuses,
     )
 
 
@@ -89,7 +146,9 @@ class TraceBuilder:
         self.phase_facts: dict[str, dict[str, Any]] = {}
         self.facts = {"seed": 0, "weights": "give", "factory": "pkg:build", **facts}
 
-    def layer(self, name: str, kind: str = "linear", *, leaf: bool = True, stage: bool = False, **settings: Any) -> None:
+    def layer(
+        self, name: str, kind: str = "linear", *, leaf: bool = True, stage: bool = False, **settings: Any
+    ) -> None:
         self.layers[name] = LayerRecord(name, kind, kind.title(), MODEL, leaf, stage, settings)
 
     def parameter(self, name: str, value: Any, *, trainable: bool = True, excited: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""Tests of the likely causes: each defect is made by plain loops or formulas here, and has to be recognised as itself."""
+"""Tests of the likely causes: each defect is made here, by plain loops and formulas, and is recognised as itself."""
 
 from __future__ import annotations
 
@@ -61,9 +61,10 @@ def causes(sides: Any) -> Any:
         kind: str, x: Array, y_a: Array, y_b: Array, *, kind_b: str = "", before: Array | None = None,
         weights: Mapping[str, Array | None] | None = None, **settings: Any,
     ) -> list[str]:  # fmt: skip
-        for side, given, y, its_kind in ((sides[0], x, y_a, kind), (sides[1], x if before is None else before, y_b, kind_b)):
+        x_b = x if before is None else before
+        for side, given, y, its_kind in ((sides[0], x, y_a, kind), (sides[1], x_b, y_b, kind_b or kind)):
             source = side.call("float64.eval", "before", ("source/x",), given, kind="input")
-            side.layer("layer", its_kind or kind, **settings)
+            side.layer("layer", its_kind, **settings)
             for role, value in (weights or {}).items():
                 if value is not None:
                     side.parameter(f"layer.{role}", value)
@@ -91,9 +92,8 @@ def test_padding_same_at_stride_two(
     y_a, y_b = conv(x, w, b, 2, own, groups), conv(x, w, b, 2, wrong, groups)
     options = {"weights": {"weight": w, "bias": b}, "stride": 2, "padding": kernel // 2, "groups": groups}
     found = causes("conv2d", x, y_a, y_b, kernel_size=kernel, **options)
-    assert found == [
-        f"padding='same', which pads {wrong[0]} rows and {wrong[1]} columns where the original pads {own[0]} and {own[1]}"
-    ]
+    pads = f"{wrong[0]} rows and {wrong[1]} columns where the original pads {own[0]} and {own[1]}"
+    assert found == [f"padding='same', which pads {pads}"]
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(7, 9), (5, 5)])
@@ -149,7 +149,8 @@ def test_a_kernel_reshaped_where_it_has_to_be_transposed(causes: Any, rng: Any, 
 @pytest.mark.parametrize("kind", ["linear", "conv2d"])
 def test_a_missing_bias(causes: Any, rng: Any, kind: str) -> None:
     ones = (1,) * (2 * (kind == "conv2d"))
-    x, w, b = rng.standard_normal((3, 4, *(5 * each for each in ones))), rng.standard_normal((6, 4)), rng.standard_normal(6)
+    x, w = rng.standard_normal((3, 4, *(5 * each for each in ones))), rng.standard_normal((6, 4))
+    b = rng.standard_normal(6)
     y_b = np.einsum("oi,ni...->no...", w, x)
     weights = {"weight": w.reshape(6, 4, *ones), "bias": b}
     assert causes(kind, x, y_b + b.reshape(1, 6, *ones), y_b, weights=weights, kernel_size=1) == ["the bias is missing"]

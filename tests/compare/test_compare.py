@@ -21,7 +21,8 @@ def facts_of(sides: Any) -> Facts:
 
 
 def found(facts: Facts, name: str, group: str = "outputs", phase: str = EVAL) -> Measurement:
-    (measurement,) = (each for each in facts.measurements if (each.phase, each.group, each.name) == (phase, group, name))
+    wanted = (phase, group, name)
+    (measurement,) = (each for each in facts.measurements if (each.phase, each.group, each.name) == wanted)
     return measurement
 
 
@@ -83,7 +84,8 @@ def test_infinite_values_do_not_disturb_the_choice_of_a_layout(sides: Any, rng: 
 
 def test_dimensions_of_size_one_are_dropped_and_noted(sides: Any, rng: np.random.Generator) -> None:
     pooled, logits = rng.standard_normal((2, 8, 1, 1)), rng.standard_normal((2, 8))
-    for name, a, b in (("pool", pooled, pooled.reshape(2, 8)), ("head", logits, logits + 1), ("other", logits, logits.T)):
+    flat = pooled.reshape(2, 8)
+    for name, a, b in (("pool", pooled, flat), ("head", logits, logits + 1), ("other", logits, logits.T)):
         sides[0].call(EVAL, name, ("source/x",), a)
         sides[1].call(EVAL, name, ("source/x",), b)
     facts = facts_of(sides)
@@ -293,11 +295,11 @@ def test_losses_batches_and_input_gradients_are_measured(sides: Any, images: np.
 # --- Precision --------------------------------------------------------------------------------------------------------
 
 
-def single_and_double(sides: Any, factor: float = 1.0) -> None:
+def single_and_double(sides: Any) -> None:
     exact = np.array([[1.0, 2.0, 2.0]])
     for side, error in ((sides[0], 3e-7), (sides[1], 6e-7)):
-        side.call(EVAL, "l", ("source/x",), exact * (factor if side is sides[1] else 1.0))
-        side.call(SINGLE, "l", ("source/x",), (exact + [[error, 0, 0]]).astype(np.float32))
+        side.call(EVAL, "l", ("source/x",), exact)
+        side.call(SINGLE, "l", ("source/x",), np.array([[1.0 + error, 2.0, 2.0]], np.float32))
 
 
 def test_each_side_is_held_against_its_own_float64(sides: Any) -> None:

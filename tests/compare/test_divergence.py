@@ -98,9 +98,8 @@ def test_if_every_wrong_layer_was_handed_wrong_values_the_first_is_named_as_such
 
 def test_the_forward_pass_in_eval_mode_comes_first(make: Any) -> None:
     evaluation, training = chain(make, 0, 1), chain(make, 1, 1, phase="float64.train")
-    both = replace(
-        training, measurements=training.measurements + evaluation.measurements, calls={**training.calls, **evaluation.calls}
-    )
+    measurements, calls = training.measurements + evaluation.measurements, {**training.calls, **evaluation.calls}
+    both = replace(training, measurements=measurements, calls=calls)
     found = find(both)
     assert found is not None
     assert (found.phase, found.layer) == ("float64.eval", "l1")

@@ -48,8 +48,6 @@ def likely_causes(
 
 
 def _explain(pairs: Pairs, facts: CallFacts, call: CallRecord, other: CallRecord) -> Iterator[str]:
-    if facts.kind_a != facts.kind_b and facts.leaf:
-        yield f"the layers are of different kinds: {facts.kind_a} and {facts.kind_b}"
     x = _tensor(pairs.a, call.inputs[0]) if call.inputs else None
     y_a, y_b = _tensor(pairs.a, call.outputs[0]), _tensor(pairs.b, other.outputs[0])
     if x is None or y_a is None or y_b is None:
@@ -74,6 +72,8 @@ def _explain(pairs: Pairs, facts: CallFacts, call: CallRecord, other: CallRecord
             if comparable and relative_error(prediction[finite], y_b[finite]) < min(_FITS, own / 100):
                 yield text
                 return
+    if facts.leaf and facts.kind_a != facts.kind_b:
+        yield f"the layers are of different kinds: {facts.kind_a} and {facts.kind_b}"
 
 
 def _predictions(

@@ -6,11 +6,12 @@ into a model, the others give named tensors. Files are written complete or not a
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from portproof.errors import CheckpointError
+from portproof.errors import CheckpointError, TransferError
 from portproof.files import atomic_path
 from portproof.trace import ParameterRecord
 from portproof.transfer import fit_shape, raise_for
@@ -54,11 +55,20 @@ def load_tensorflow(model: Any, path: Path) -> None:
     """Load a ``.weights.h5`` or ``.keras`` file into a built ``keras.Model``.
 
     Raises:
-        CheckpointError: the file is broken or does not fit the model.
+        CheckpointError: the file is broken or is not what Keras writes.
+        TransferError: listing every tensor that is missing, left over or of the wrong shape; nothing is changed then.
     """
+    # Keras loads what it can before it raises, and says nothing of layers in the file that the model does not have.
+    before = model.get_weights()
     try:
         model.load_weights(path)
+        _raise_for_misfits(model, path, left_over_alone=True)
+    except TransferError:
+        model.set_weights(before)
+        raise
     except Exception as error:  # h5py, zipfile and Keras each raise their own kinds
+        model.set_weights(before)
+        _raise_for_misfits(model, path)
         text = " ".join(str(error).split())[:400]
         raise CheckpointError(f"{path} does not fit this Keras model, or is broken: {text}") from error
 
@@ -90,6 +100,56 @@ def save_tensorflow(model: Any, path: Path) -> None:
         else:
             model.save(temporary)
         temporary.replace(path)
+
+
+def _raise_for_misfits(model: Any, path: Path, *, left_over_alone: bool = False) -> None:
+    """Hold the tensors of a Keras file against those that the model itself would write; paths are those in the file.
+
+    With ``left_over_alone`` the file could be loaded, perhaps under the names of another version of Keras: then only
+    more tensors than the model has are an error. Does nothing if the file cannot be read.
+    """
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_weights(Path(folder) / "own.weights.h5")
+        wanted = _keras_shapes(Path(folder) / "own.weights.h5")
+    try:
+        given = _keras_shapes(path)
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        return
+    if left_over_alone and len(given) <= len(wanted):
+        return
+    raise_for(
+        missing=[name for name in wanted if name not in given],
+        left_over=[name for name in given if name not in wanted],
+        wrong_shape=[
+            f"{name}: {shape} given, {wanted[name]} wanted"
+            for name, shape in given.items()
+            if name in wanted and shape != wanted[name]
+        ],
+        where=f" in {path}",
+    )
+
+
+def _keras_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The tensors of a ``.weights.h5`` or ``.keras`` file and their shapes, without the optimizer's and the metrics'."""
+    import h5py
+
+    found: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str, item: Any) -> None:
+        top = name.partition("/")[0]
+        if isinstance(item, h5py.Dataset) and top not in ("optimizer", "metrics", "compile_metrics"):
+            found.setdefault(name, tuple(item.shape))
+
+    if path.name.endswith(".keras"):
+        with zipfile.ZipFile(path) as archive, archive.open("model.weights.h5") as file, h5py.File(file) as content:
+            content.visititems(note)
+    else:
+        with h5py.File(path) as content:
+            content.visititems(note)
+    # The state of dropout's random numbers: a model that is run once without dropout has it, its twin has not.
+    return {name: shape for name, shape in found.items() if "seed_generator" not in name}
 
 
 def _read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
