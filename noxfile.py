@@ -47,6 +47,23 @@ BYTECODE = {"PYTHONDONTWRITEBYTECODE": None}
 The first run compiles what it imports, in 9 s; compiling all of torch and TensorFlow at installation takes 30 s.
 """
 
+
+def offer_pyenv(environ: os._Environ[str] | dict[str, str]) -> None:
+    """Put the Pythons that pyenv has installed at the end of PATH.
+
+    pyenv shows nox a ``python3.12`` that only answers where 3.12 was activated; installed is enough for us.
+    """
+    root = Path(environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    found = [str(folder) for python in PYTHONS for folder in sorted(root.glob(f"{python}.*/bin"), key=_release)[-1:]]
+    environ["PATH"] = os.pathsep.join([environ.get("PATH", ""), *found])
+
+
+def _release(folder: Path) -> list[int]:
+    return [int(part) for part in folder.parent.name.split(".") if part.isdigit()]
+
+
+offer_pyenv(os.environ)
+
 THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 ENVIRONMENT = f"env-{THIS_PYTHON}"
 """Smoke, parity, tests, bench and slow share this session's environment: 1.5 GB and a minute, paid once."""

@@ -20,6 +20,7 @@ MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 FRAMEWORK_MODULES = {
     "torch": (
         "capture/torch.py",
+        "capture/exact_torch.py",
         "capture/excite.py",  # sets the reference's weights, which both sides then receive
         "models/*/torch_model.py",
         "transfer/torch.py",

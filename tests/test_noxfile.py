@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import importlib.util
 import json
+import os
 import re
 import socket
 import subprocess
@@ -191,6 +192,18 @@ def test_an_unsupported_python_is_told_what_to_do(noxfile: ModuleType, monkeypat
     monkeypatch.setattr(noxfile, "THIS_PYTHON", "3.14")
     with pytest.raises(Stop, match=r"no cell for Python 3\.14: .*3\.11, 3\.12, 3\.13.*nox -s smoke-3\.13"):
         noxfile.environment(Session())
+
+
+def test_pyenv_pythons_are_offered_last(noxfile: ModuleType, tmp_path: Path) -> None:
+    for version in ("3.12.9", "3.12.10", "3.13.0", "3.10.13"):
+        (tmp_path / "versions" / version / "bin").mkdir(parents=True)
+    environ = {"PYENV_ROOT": str(tmp_path), "PATH": "first"}
+    noxfile.offer_pyenv(environ)
+    assert environ["PATH"].split(os.pathsep) == [
+        "first",
+        str(tmp_path / "versions/3.12.10/bin"),
+        str(tmp_path / "versions/3.13.0/bin"),
+    ]
 
 
 def test_no_package_host_is_named_but_pytorchs_index() -> None:

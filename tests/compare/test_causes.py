@@ -92,8 +92,7 @@ def test_padding_same_at_stride_two(
     y_a, y_b = conv(x, w, b, 2, own, groups), conv(x, w, b, 2, wrong, groups)
     options = {"weights": {"weight": w, "bias": b}, "stride": 2, "padding": kernel // 2, "groups": groups}
     found = causes("conv2d", x, y_a, y_b, kernel_size=kernel, **options)
-    pads = f"{wrong[0]} rows and {wrong[1]} columns where the original pads {own[0]} and {own[1]}"
-    assert found == [f"padding='same', which pads {pads}"]
+    assert found == [f"padding='same' pads {wrong[0]} rows and {wrong[1]} columns, the original {own[0]} and {own[1]}"]
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(7, 9), (5, 5)])
@@ -242,6 +241,20 @@ def test_layers_of_different_kinds(causes: Any, rng: Any) -> None:
     x = rng.standard_normal((2, 3))
     found = causes("gelu", x, x**3, 0.7 * x**2, kind_b="relu")
     assert found == ["the layers are of different kinds: gelu and relu"]
+
+
+def test_what_a_layer_computes_says_more_than_its_kind(causes: Any, rng: Any) -> None:
+    x = rng.standard_normal((2, 3))
+    found = causes("gelu", x, each_of(x, ACTIVATIONS["gelu"]), each_of(x, ACTIVATIONS["relu"]), kind_b="relu")
+    assert found == ["the port computes relu where the original computes gelu"]
+
+
+def test_the_kind_of_the_first_layer_is_seen_though_its_input_is_not_stored(sides: Any, rng: Any) -> None:
+    x = rng.standard_normal((2, 3))
+    for side, kind in ((sides[0], "gelu"), (sides[1], "relu")):
+        side.call("float64.eval", "first", ("source/x",), x if kind == "gelu" else x**2, kind=kind)
+    (cause,) = compare(sides[0].finish(), sides[1].finish()).causes
+    assert (cause.layer, cause.text) == ("first", "the layers are of different kinds: gelu and relu")
 
 
 def test_another_output_shape(causes: Any, rng: Any) -> None:

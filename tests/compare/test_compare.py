@@ -292,6 +292,19 @@ def test_losses_batches_and_input_gradients_are_measured(sides: Any, images: np.
     assert found(facts, "loss", "loss").distance.shape_a == ()
 
 
+def test_short_outputs_for_the_real_examples_are_kept_to_be_shown(sides: Any, rng: np.random.Generator) -> None:
+    logits = rng.standard_normal((3, 2)).astype(np.float32)
+    for side, values in ((sides[0], logits), (sides[1], logits + 1)):
+        side.tensor("float32.forward", "batch/samples:0", values)
+    facts = facts_of(sides)
+    assert facts.samples == {"a": logits.tolist(), "b": (logits + 1).tolist()}
+    for other in (rng.standard_normal((3, 17)), rng.standard_normal((3, 2, 2)), rng.standard_normal((3, 3))):
+        sides[0].tensors["float32.forward/batch/samples:0"] = other
+        assert facts_of(sides).samples == {}
+    del sides[0].tensors["float32.forward/batch/samples:0"]
+    assert facts_of(sides).samples == {}
+
+
 # --- Precision --------------------------------------------------------------------------------------------------------
 
 

@@ -89,7 +89,7 @@ def test_a_policy_takes_positive_numbers_only(value: Any) -> None:
 
 
 def test_a_policy_names_all_unknown_limits() -> None:
-    with pytest.raises(InputError, match=r"no such limit: atol, rtol\. Known: conditioning, dead, float64,"):
+    with pytest.raises(InputError, match=r"no such limit: atol, rtol\. Known: conditioning, dead, float32, float64,"):
         Policy.from_mapping({"rtol": 1, "atol": 1, "float64": 1e-9}, "p.toml")
 
 

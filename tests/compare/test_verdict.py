@@ -155,8 +155,8 @@ def test_a_dead_gradient_fails_where_it_is_no_noise(make: Any, phase: str, statu
 
 def test_as_many_live_gradients_of_other_tensors_fail(make: Any) -> None:
     facts = make.complete()
-    for phase in COUNTED:
-        facts.gradient_maxima[phase]["a"]["l.weight"] = facts.gradient_maxima[phase]["b"]["l.bias"] = 0.0
+    for maxima in facts.gradient_maxima.values():
+        maxima["a"]["l.weight"] = maxima["b"]["l.bias"] = 0.0
     # The count alone is the same: the original's own test would not see it.
     assert make.statuses(facts) == {"count-eval": "fail", "count-train": "fail"}
 
@@ -256,6 +256,13 @@ def test_a_side_that_raises_in_float64_is_said_to(make: Any, side: str) -> None:
     assert make.statuses(facts) == {"float64": "unknown"}
     assert make.by_name(facts)["float64"].details == (f"the {rules._WORDS[side]} raised: TypeError: no",)
     assert judge(facts).outcome == SAME
+
+
+def test_without_the_originals_own_error_the_policys_guess_has_to_do(make: Any) -> None:
+    facts = make.without_float64(unavailable={"a": {"float64.eval": "TypeError: no"}, "b": {}})
+    facts = make.changed(facts, "outputs", "float32.eval", error_a=None, error_b=None, relative=1e-4)
+    assert judge(facts).outcome == SAME
+    assert judge(facts, Policy(float32=9e-5)).outcome == DIFFERS
 
 
 def test_nothing_to_fall_back_on_is_undecided(make: Any) -> None:

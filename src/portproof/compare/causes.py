@@ -40,7 +40,10 @@ def likely_causes(
         outputs = [measurements[key].distance.relative for key in facts.outputs]
         if max(outputs, default=0.0) <= _DIFFERS or max(inputs, default=0.0) > _AGREES:
             continue
-        for text in _explain(pairs, facts, call, other):
+        texts = list(_explain(pairs, facts, call, other))
+        if not texts and facts.leaf and facts.kind_a != facts.kind_b:
+            texts = [f"the layers are of different kinds: {facts.kind_a} and {facts.kind_b}"]
+        for text in texts:
             yield Cause(facts.layer, text)
         tried += 1
         if tried == _MOST:
@@ -72,8 +75,6 @@ def _explain(pairs: Pairs, facts: CallFacts, call: CallRecord, other: CallRecord
             if comparable and relative_error(prediction[finite], y_b[finite]) < min(_FITS, own / 100):
                 yield text
                 return
-    if facts.leaf and facts.kind_a != facts.kind_b:
-        yield f"the layers are of different kinds: {facts.kind_a} and {facts.kind_b}"
 
 
 def _predictions(
