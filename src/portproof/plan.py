@@ -67,6 +67,7 @@ COUNT_TRAIN = Phase("float64.count-train", "float64", "initial", training=True, 
 SMOKE: tuple[Phase, ...] = (
     Phase("float64.eval", "float64", layers=True),
     FORWARD64,
+    COUNT_EVAL,
     FORWARD,
     COUNT,
 )
