@@ -6,12 +6,17 @@ import importlib.util
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Before any test imports a framework: hidden accelerators and pinned threads, as in a worker.
 from portproof import cpu
 
 cpu.isolate(1)
+
+# How long an example takes is this machine's affair, and no test's.
+hypothesis.settings.register_profile("portproof", deadline=None)
+hypothesis.settings.load_profile("portproof")
 
 PORTS = Path(__file__).parent / "ports"
 

@@ -72,8 +72,9 @@ def test_a_prefix_that_is_the_same_for_all_pairs_them() -> None:
 def test_the_last_word_alone_pairs_no_strangers() -> None:
     # Two names end in conv.weight: which of them is meant cannot be told.
     assert pair_names(["conv.weight"], ["head.conv.weight", "stem.conv.weight"]) == {}
-    # The prefix that fits the first name has to fit the others.
-    assert pair_names(["conv", "norm"], ["a.conv", "b.norm"]) == {"conv": "a.conv"}
+    # One prefix has to fit more than half of the names.
+    assert pair_names(["conv", "norm"], ["a.conv", "b.norm"]) == {}
+    assert pair_names(["odd", "conv", "norm"], ["a.conv", "a.norm"]) == {"conv": "a.conv", "norm": "a.norm"}
     assert pair_names(["conv"], ["preconv"]) == {}
 
 

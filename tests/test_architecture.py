@@ -44,6 +44,7 @@ MAY_IMPORT = {
     "cpu": {"errors"},
     "probe": set(),
     "plan": {"errors"},
+    "diagnosis": {"cpu"},
     "mirror": {"errors"},
     "trace": {"errors", "files"},
     "alignment": {"errors", "trace"},

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from portproof import cpu, doctor
-from portproof.doctor import Machine, Probe, Problem, Severity
+from portproof import cpu, diagnosis, doctor
+from portproof.diagnosis import Machine, Probe, Problem, Severity
 from portproof.errors import SetupError
 from portproof.report.doctor import render
 
@@ -26,9 +26,9 @@ HEALTHY = Machine(
         "numerics": {},
     },
     variables={},
-    memory=16 * doctor.GIB,
+    memory=16 * diagnosis.GIB,
     temporary="/tmp",
-    temporary_free=100 * doctor.GIB,
+    temporary_free=100 * diagnosis.GIB,
 )
 PACKAGES = {"torch": "2.13.0+cpu", "tensorflow-cpu": "2.19.1", "keras": "3.15.1", "numpy": "2.1.3"}
 TORCH = Probe("torch", "python", "3.11.7", PACKAGES, version="2.13.0+cpu", build="cpu", file="/sp/torch/__init__.py")
@@ -38,7 +38,7 @@ TENSORFLOW = Probe(
 
 
 def problems(machine: Machine = HEALTHY, torch: Probe = TORCH, tensorflow: Probe = TENSORFLOW) -> tuple[Problem, ...]:
-    return doctor.judge(machine, (torch, tensorflow))
+    return diagnosis.judge(machine, (torch, tensorflow))
 
 
 def with_packages(one: Probe, **versions: str) -> Probe:
@@ -55,7 +55,7 @@ MACHINE_CASES = [
         "error",
         "no AVX",
     ),
-    ({"memory": doctor.GIB}, "warning", "1.0 GiB of memory left"),
+    ({"memory": diagnosis.GIB}, "warning", "1.0 GiB of memory left"),
     ({"temporary": None}, "error", "no folder for temporary files"),
     ({"temporary_free": 2**20}, "warning", "/tmp has 0.0 GiB left"),
     ({"variables": {"KERAS_BACKEND": "jax"}}, "warning", "KERAS_BACKEND sets Keras on jax"),
@@ -64,7 +64,7 @@ MACHINE_CASES = [
     ({"keras_config": {"image_data_format": "channels_first"}}, "warning", "channels_first"),
     ({"variables": {"TF_ENABLE_ONEDNN_OPTS": "0"}}, "warning", "no gradient for grouped convolutions"),
     ({"variables": {"TF_USE_LEGACY_KERAS": "1"}}, "error", "tf_keras is not installed"),
-    *[({"variables": {name: "X"}}, "warning", f"{name}=X") for name in doctor.NUMERICS_ADVICE],
+    *[({"variables": {name: "X"}}, "warning", f"{name}=X") for name in diagnosis.NUMERICS_ADVICE],
 ]
 
 
@@ -130,27 +130,27 @@ def test_arm_needs_no_avx() -> None:
 def test_errors_come_first_and_decide_the_exit_code() -> None:
     found = problems(replace(HEALTHY, memory=0), torch=replace(TORCH, error="OSError: broken"))
     assert [problem.severity for problem in found] == [Severity.ERROR, Severity.WARNING]
-    assert doctor.Diagnosis((), found).exit_code == 2
-    assert doctor.Diagnosis((), found[1:]).exit_code == 0
+    assert diagnosis.Diagnosis((), found).exit_code == 2
+    assert diagnosis.Diagnosis((), found[1:]).exit_code == 0
 
 
 def test_a_container_limit_counts_against_memory(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text("MemTotal: 8388608 kB\nMemAvailable:    4194304 kB\n")
-    assert doctor._available_memory(root=tmp_path) == 4 * doctor.GIB
+    assert doctor._available_memory(root=tmp_path) == 4 * diagnosis.GIB
     cgroup = tmp_path / "sys/fs/cgroup"
     cgroup.mkdir(parents=True)
-    (cgroup / "memory.max").write_text(f"{doctor.GIB}\n")
-    (cgroup / "memory.current").write_text(f"{doctor.GIB // 4}\n")
-    assert doctor._available_memory(root=tmp_path) == doctor.GIB * 3 // 4
+    (cgroup / "memory.max").write_text(f"{diagnosis.GIB}\n")
+    (cgroup / "memory.current").write_text(f"{diagnosis.GIB // 4}\n")
+    assert doctor._available_memory(root=tmp_path) == diagnosis.GIB * 3 // 4
     (cgroup / "memory.max").write_text("max\n")
-    assert doctor._available_memory(root=tmp_path) == 4 * doctor.GIB
+    assert doctor._available_memory(root=tmp_path) == 4 * diagnosis.GIB
 
 
 def test_every_fix_reaches_the_terminal_whole() -> None:
     found = problems(torch=replace(TORCH, build="cuda 13.0", version="2.13.0+cu130"))
     output = io.StringIO()
-    render(doctor.Diagnosis((), found), Console(file=output, width=60), quiet=True)
+    render(diagnosis.Diagnosis((), found), Console(file=output, width=60), quiet=True)
     assert found[0].fix in output.getvalue()
     assert output.getvalue().splitlines()[-1] == "Ready to judge: 1 warning"
 

@@ -320,7 +320,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_is_an_error_and_leaves_nothing(full_disk: Path) -> None:
     large = {f"p/output/{i}": np.random.default_rng(i).standard_normal(50_000) for i in range(3)}
-    with pytest.raises(OSError, match=r"tensors-00000\.safetensors.*No space left"):
+    with pytest.raises(OSError, match=r"No space left.*tensors-00000\.safetensors"):
         write(full_disk / "t", large)
     assert list(full_disk.iterdir()) == []
     write(full_disk / "t", {"p/output/x": np.zeros(100)})  # and the room is free again
@@ -350,6 +350,6 @@ def test_a_file_that_may_not_grow_is_an_error_and_leaves_nothing(tmp_path: Path)
     """)
     run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith("OSError: could not write tensors-00000.safetensors")
+    assert run.stdout.startswith("OSError: [Errno 27]")
     assert "File too large" in run.stdout
     assert list(tmp_path.iterdir()) == []

@@ -125,22 +125,16 @@ def _suffix_matches(a: Sequence[str], b: Sequence[str]) -> dict[str, str]:
     """Pairs in which one name is the other with a prefix, such as ``features.0`` and ``backbone.features.0``.
 
     A shared last word alone (``conv.weight`` and ``head.conv.weight``) could pair strangers, so the prefix has to be
-    the same one for every name that is matched by it.
+    the same one for all that are paired by it, and fit more than half of the names.
     """
-    if not a or not b:
-        return {}
-    by_name_b = {normalised(name): name for name in b}
     by_name_a = {normalised(name): name for name in a}
-    first_a, first_b = next(iter(by_name_a)), next(iter(by_name_b))
-    for long, short, flipped in ((by_name_b, first_a, False), (by_name_a, first_b, True)):
-        prefixes = [name[: -len(short)] for name in long if name.endswith("." + short)]
-        if len(prefixes) == 1:
-            prefix = prefixes[0]
-            if flipped:
-                return {
-                    by_name_a[prefix + name]: real for name, real in by_name_b.items() if prefix + name in by_name_a
-                }
-            return {real: by_name_b[prefix + name] for name, real in by_name_a.items() if prefix + name in by_name_b}
+    by_name_b = {normalised(name): name for name in b}
+    for short, long in ((by_name_a, by_name_b), (by_name_b, by_name_a)):
+        found = Counter(name[: -len(end)] for end in short for name in long if name.endswith("." + end))
+        (prefix, count), (_, second) = (*found.most_common(2), ("", 0), ("", 0))[:2]
+        if 2 * count > len(short) and count > second:
+            pairs = {short[end]: long[prefix + end] for end in short if prefix + end in long}
+            return pairs if short is by_name_a else {first: second for second, first in pairs.items()}
     return {}
 
 

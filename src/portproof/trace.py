@@ -11,9 +11,11 @@ written in shards of about 64 MiB, and read one tensor at a time.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -178,7 +180,8 @@ class TraceWriter:
         try:
             save_file(self._pending, path)
         except SafetensorError as error:  # it wraps the operating system's error, a full disk among them
-            raise OSError(f"could not write {path.name}: {error}") from error
+            code = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(code[1]) if code else errno.EIO, f"could not write: {error}", str(path)) from error
         self._shards.append(_sha256(path))
         self._pending, self._pending_bytes = {}, 0
 

@@ -83,9 +83,10 @@ def test_without_momentum_there_is_no_rule_to_find(sides: Any, momentum: float |
 
 
 def test_a_batch_of_one_value_has_no_unbiased_variance(sides: Any) -> None:
-    for side in sides:
-        add_batchnorm(side, "bn", 1.0, n=1)
-    assert rule_of(sides)["rule_a"] == "biased"
+    add_batchnorm(sides[0], "bn", 1.0, n=1)
+    add_batchnorm(sides[1], "bn", 2.0, n=1)
+    rule = rule_of(sides)
+    assert (rule["rule_a"], rule["rule_b"]) == ("biased", "neither (factor 2 at n = 1)")
 
 
 def test_layers_are_paired_by_name_or_left_out(sides: Any) -> None:

@@ -154,6 +154,21 @@ def test_renamed_layers_are_paired_and_both_names_kept(sides: Any, images: np.nd
     assert facts.layers_of == {"conv.weight": "conv"}
 
 
+def test_layers_of_other_names_are_paired_by_kind_and_output_shape(sides: Any, images: np.ndarray) -> None:
+    for side, names in ((sides[0], ("pool", "act", "flat")), (sides[1], ("lambda_1", "gelu_7", "flatten_2"))):
+        key = "source/x"
+        for name, kind, y in zip(names, ("avgpool", "gelu", "avgpool"), (images, images, images[:, :, 0]), strict=True):
+            if name != "lambda_1":
+                key = side.call(EVAL, name, (key,), y, kind=kind)
+    structure = facts_of(sides).structure
+    assert structure.layers_by_order == ("act = gelu_7", "flat = flatten_2")
+    assert structure.layers_only_a == ("pool",)
+    # A pooling layer of another output shape is no counterpart.
+    sides[1].tensors[f"{EVAL}/output/flatten_2"] = images[:1]
+    structure = facts_of(sides).structure
+    assert (structure.layers_only_a, structure.layers_only_b) == (("pool", "flat"), ("flatten_2",))
+
+
 def test_what_has_no_counterpart_is_listed(sides: Any, images: np.ndarray) -> None:
     for side, extra in ((sides[0], "crop"), (sides[1], "scale")):
         key = side.call(EVAL, "conv", ("source/x",), images, kind="conv2d")
@@ -233,13 +248,13 @@ def test_a_gradient_of_noise_is_related_to_its_layer(sides: Any) -> None:
     assert bias.distance.relative == pytest.approx(2e-17)
 
 
-def test_the_state_after_steps_is_related_to_the_value_or_its_layers_update(sides: Any) -> None:
+def test_the_state_after_steps_is_related_to_its_layers_update(sides: Any) -> None:
     for side, noise in ((sides[0], 1e-9), (sides[1], 2e-9)):
         for name, start, update in (("l.weight", np.full(4, 3.0), 0.5), ("l.bias", np.zeros(1), noise)):
             side.parameter(name, start)
             side.tensor(SGD, f"parameter/{name}", start + update)
     facts = facts_of(sides)
-    assert found(facts, "l.weight", "parameters", SGD).distance.scale == pytest.approx(7.0)
+    assert found(facts, "l.weight", "parameters", SGD).distance.scale == pytest.approx(1.0)
     # What starts at zero and hardly moves has no scale of its own: the layer's update is 0.5 per value.
     assert found(facts, "l.bias", "parameters", SGD).distance.scale == pytest.approx(0.5)
     assert found(facts, "l.bias", "parameters", SGD).distance.relative == pytest.approx(2e-9)
@@ -293,16 +308,18 @@ def test_losses_batches_and_input_gradients_are_measured(sides: Any, images: np.
 
 
 def test_short_outputs_for_the_real_examples_are_kept_to_be_shown(sides: Any, rng: np.random.Generator) -> None:
-    logits = rng.standard_normal((3, 2)).astype(np.float32)
-    for side, values in ((sides[0], logits), (sides[1], logits + 1)):
-        side.tensor("float32.forward", "batch/samples:0", values)
-    facts = facts_of(sides)
-    assert facts.samples == {"a": logits.tolist(), "b": (logits + 1).tolist()}
-    for other in (rng.standard_normal((3, 17)), rng.standard_normal((3, 2, 2)), rng.standard_normal((3, 3))):
-        sides[0].tensors["float32.forward/batch/samples:0"] = other
-        assert facts_of(sides).samples == {}
-    del sides[0].tensors["float32.forward/batch/samples:0"]
-    assert facts_of(sides).samples == {}
+    key = "float32.forward/batch/samples:0"
+
+    def samples(a: np.ndarray | None, b: np.ndarray) -> dict[str, Any]:
+        for side, values in zip(sides, (a, b), strict=True):
+            side.phase("float32.forward")
+            side.tensors = {} if values is None else {key: values}
+        return facts_of(sides).samples
+
+    logits, long, images = (rng.standard_normal(shape).astype(np.float32) for shape in ((3, 16), (3, 17), (3, 2, 2)))
+    assert samples(logits, logits + 1) == {"a": logits.tolist(), "b": (logits + 1).tolist()}
+    for a, b in ((long, long), (images, images), (logits, long), (None, logits)):
+        assert samples(a, b) == {}
 
 
 # --- Precision --------------------------------------------------------------------------------------------------------

@@ -187,6 +187,8 @@ class _Comparison:
             return key
         x, y = self.a.tensor(f"{phase}/{key_a}"), self.b.tensor(f"{phase}/{key_b}")
         y, note = (same_layout if group in ("outputs", "inputs", "batches") else same_shape)(x, y)
+        if group == "parameters":  # of values after optimizer steps, what the steps changed
+            x, y = x - self._start(self.a, key_a.partition("/")[2]), y - self._start(self.b, key_b.partition("/")[2])
         if group == "buffers":
             x, y, note = self._without_variance_rule(phase, key_a, key_b, x, y, note)
         name_a, name_b = key_a.partition("/")[2], key_b.partition("/")[2]
