@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from portproof.check import capture, check
     from portproof.compare import compare
-    from portproof.compare.verdict import Policy, judge
+    from portproof.compare.policy import Policy
+    from portproof.compare.verdict import judge
     from portproof.errors import PortproofError
     from portproof.mirror import InputSpec, Mirror
     from portproof.report import Report
@@ -37,7 +38,7 @@ __all__ = [
 _HOMES = {
     "InputSpec": "mirror",
     "Mirror": "mirror",
-    "Policy": "compare.verdict",
+    "Policy": "compare.policy",
     "PortproofError": "errors",
     "Report": "report",
     "Trace": "trace",

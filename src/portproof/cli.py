@@ -16,7 +16,7 @@ from portproof.errors import InputError, MirrorError, PortproofError
 
 if TYPE_CHECKING:
     from portproof.check import Settings
-    from portproof.compare.verdict import Policy
+    from portproof.compare.policy import Policy
     from portproof.mirror import Mirror
     from portproof.plan import Phase
     from portproof.report import Report
@@ -428,7 +428,7 @@ def _policy(path: Path | None) -> Policy | None:
         return None
     import tomllib
 
-    from portproof.compare.verdict import Policy
+    from portproof.compare.policy import Policy
 
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from portproof.compare import verdict as rules
+from portproof.compare.checks import Check
 from portproof.compare.facts import CallFacts, Facts, Measurement, Structure
 from portproof.compare.measure import Distance
-from portproof.compare.verdict import Check, Policy, judge
+from portproof.compare.policy import Policy
+from portproof.compare.verdict import judge
 from portproof.plan import PARITY
 from portproof.trace import MODEL, CallRecord, LayerRecord, Manifest, ParameterRecord, Trace, TraceWriter
 

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from portproof.compare.facts import Facts
-from portproof.compare.verdict import DIFFERS, SAME, Policy, judge, limit32, limit64, precision_limit
+from portproof.compare.policy import Policy, limit32, limit64, precision_limit
+from portproof.compare.verdict import DIFFERS, SAME, judge
 from portproof.errors import InputError
 
 # --- Limits -----------------------------------------------------------------------------------------------------------

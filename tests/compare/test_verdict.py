@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from portproof.compare import verdict as rules
-from portproof.compare.verdict import DIFFERS, SAME, UNDECIDED, Policy, judge
+from portproof.compare.policy import Policy
+from portproof.compare.verdict import DIFFERS, SAME, UNDECIDED, judge
 
 # --- Every check ------------------------------------------------------------------------------------------------------
 
@@ -248,7 +248,8 @@ def test_a_side_that_raises_in_float64_is_said_to(make: Any, side: str) -> None:
     gone = {"a": {}, "b": {}, side: {"float64.eval": "TypeError: no"}}
     facts = make.without_float64(coarse={"a": (), "b": ()}, unavailable=gone)
     assert make.statuses(facts) == {"float64": "unknown"}
-    assert make.by_name(facts)["float64"].details == (f"the {rules._WORDS[side]} raised: TypeError: no",)
+    word = {"a": "original", "b": "port"}[side]
+    assert make.by_name(facts)["float64"].details == (f"the {word} raised: TypeError: no",)
     assert judge(facts).outcome == SAME
 
 

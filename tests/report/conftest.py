@@ -9,7 +9,8 @@ import pytest
 
 from portproof.compare.facts import CallFacts, Cause, Facts, Measurement, Structure
 from portproof.compare.measure import Distance
-from portproof.compare.verdict import Policy, judge
+from portproof.compare.policy import Policy
+from portproof.compare.verdict import judge
 from portproof.report import Report
 
 COUNTS = {

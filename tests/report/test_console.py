@@ -11,7 +11,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from portproof.compare.verdict import FAIL
+from portproof.compare.checks import FAIL
 from portproof.errors import WorkerError
 from portproof.mirror import InputSpec, Mirror
 from portproof.report.console import Progress, console_for, render_error, render_list, render_report

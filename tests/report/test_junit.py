@@ -6,7 +6,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from portproof.compare.verdict import FAIL, Check
+from portproof.compare.checks import FAIL, Check
 from portproof.report.junit import to_junit, write_junit
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from portproof.compare.verdict import Policy
+from portproof.compare.policy import Policy
 from portproof.errors import InputError
 from portproof.report import Report
 

@@ -14,7 +14,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from portproof.compare.verdict import DIFFERS, FAIL, NOTE, PASS, SAME, UNDECIDED, UNKNOWN, Check, same_shape
+from portproof.compare.checks import FAIL, NOTE, PASS, UNKNOWN, Check, same_shape
+from portproof.compare.verdict import DIFFERS, SAME, UNDECIDED
 from portproof.report.listing import render_list, render_show
 from portproof.report.progress import Progress
 from portproof.report.terminal import console_for, cut, grid, mark, render_error, shape, table, text

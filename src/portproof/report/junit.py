@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
-from portproof.compare.verdict import FAIL, UNDECIDED, UNKNOWN, Check
+from portproof.compare.checks import FAIL, UNKNOWN, Check
+from portproof.compare.verdict import UNDECIDED
 from portproof.files import write_text
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from portproof.alignment import BOOKKEEPING
-from portproof.compare.verdict import FAIL, NOTE, PASS, same_shape
+from portproof.compare.checks import FAIL, NOTE, PASS, same_shape
 from portproof.report.terminal import console_for, grid, mark, shape, table, text
 from portproof.trace import Trace
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from portproof.compare.facts import Facts
-from portproof.compare.verdict import Policy, Verdict, judge
+from portproof.compare.policy import Policy
+from portproof.compare.verdict import Verdict, judge
 from portproof.errors import InputError
 from portproof.files import write_text
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from portproof.compare.verdict import FAIL, NOTE, PASS, UNKNOWN
+from portproof.compare.checks import FAIL, NOTE, PASS, UNKNOWN
 
 if TYPE_CHECKING:
     from portproof.errors import PortproofError
