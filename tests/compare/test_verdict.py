@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from portproof.compare import verdict as rules
 from portproof.compare.policy import Policy
 from portproof.compare.verdict import DIFFERS, SAME, UNDECIDED, judge
 
