@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pty
 import re
 import sys
+import threading
 
 import pytest
 from rich.console import Console
@@ -257,17 +259,25 @@ def terminal(monkeypatch):
     for name in ("NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
     ours, theirs = pty.openpty()
-    with os.fdopen(theirs, "w") as stream:
-        os.set_blocking(ours, False)
+    stream = os.fdopen(theirs, "w")
+    written = bytearray()
 
-        def read():
-            stream.flush()
-            try:
-                return os.read(ours, 1 << 20).decode()
-            except BlockingIOError:
-                return ""
+    def drain():
+        # Read all the time: a pseudo-terminal holds 4 kB, and a writer that finds it full waits.
+        with contextlib.suppress(OSError):  # Linux says so when the other end is closed
+            while chunk := os.read(ours, 4096):
+                written.extend(chunk)
 
-        yield stream, read
+    reader = threading.Thread(target=drain)
+    reader.start()
+
+    def read():
+        stream.close()
+        reader.join()
+        return written.decode()
+
+    yield stream, read
+    read()
     os.close(ours)
 
 
