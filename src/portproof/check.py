@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from portproof import processes
-from portproof.errors import InputError
+from portproof.errors import InputError, TraceError
 from portproof.mirror import Mirror
 from portproof.plan import PARITY, Phase
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from portproof.compare.verdict import Policy
+    from portproof.compare.policy import Policy
     from portproof.processes import Progress
     from portproof.report import Report
     from portproof.trace import Trace
@@ -66,8 +66,9 @@ def check(
     settings = settings or Settings()
     started = time.perf_counter()
     source = _source_side(settings.weights)
-    with _workspace(settings.traces) as (folder, logs):
-        traces = settings.traces or folder
+    for side in SIDES if settings.traces else ():
+        _check_free(settings.traces / side)
+    with _workspace(settings.traces) as (folder, logs), _traces(settings.traces or folder) as traces:
         jobs = {}
         for side in SIDES:
             role = "own" if settings.weights == "own" else "give" if side == source else "take"
@@ -86,6 +87,9 @@ def check(
             while_running=give_inputs,
         )
         report = _judged(traces / SIDES[0], traces / SIDES[1], policy)
+        if settings.traces:
+            for side in SIDES:
+                _put(traces / side, settings.traces / side)
     report.recorded.update(
         seconds=round(time.perf_counter() - started, 2),
         steps={side: dict(steps) for side, steps in seconds.items()},
@@ -115,11 +119,12 @@ def capture(
     from portproof.trace import Trace
 
     settings, target = settings or Settings(), Path(target)
-    with _workspace(None) as (folder, logs):
+    with _workspace(None) as (folder, logs), _traces(target.parent) as traces:
+        _check_free(target)
         if weights_from is not None:
             _weights_of(weights_from, Weights).write(folder)
         own = "own" if settings.weights == "own" else "give"
-        job = _write_job(mirror, side, "take" if weights_from else own, phases, settings, folder, target)
+        job = _write_job(mirror, side, "take" if weights_from else own, phases, settings, folder, traces / side)
         processes.run(
             {side: job},
             interpreters=settings.interpreters or {},
@@ -129,6 +134,7 @@ def capture(
             progress=progress,
             while_running=lambda: _write_inputs(mirror, settings, folder),
         )
+        _put(traces / side, target)
     return Trace.open(target, verify=False)
 
 
@@ -208,8 +214,33 @@ def _workspace(traces: Path | None) -> Iterator[tuple[Path, Path]]:
         logs = traces
     else:
         logs = _log_folder()
-    with tempfile.TemporaryDirectory(prefix="portproof-") as folder:
+    with tempfile.TemporaryDirectory(prefix="portproof-", ignore_cleanup_errors=True) as folder:
         yield Path(folder), logs
+
+
+@contextmanager
+def _traces(parent: Path) -> Iterator[Path]:
+    """A folder for the workers to write their traces in, on the disk of ``parent``; gone afterwards, however they end."""
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".portproof-", dir=parent, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def _check_free(target: Path) -> None:
+    if not target.exists():
+        return
+    from portproof.trace import is_trace  # imports NumPy, for which the workers need not wait
+
+    if not is_trace(target):
+        raise TraceError(f"{target} exists and is not a trace: name another folder.")
+
+
+def _put(trace: Path, target: Path) -> None:
+    """Move a complete trace to its place, instead of an older one there."""
+    _check_free(target)
+    if target.exists():
+        shutil.rmtree(target)
+    trace.rename(target)
 
 
 def _log_folder() -> Path:

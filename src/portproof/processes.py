@@ -26,7 +26,18 @@ from importlib.util import module_from_spec, spec_from_file_location
 spec = spec_from_file_location("portproof", sys.argv[1] + "/__init__.py", submodule_search_locations=[sys.argv[1]])
 sys.modules["portproof"] = package = module_from_spec(spec)
 spec.loader.exec_module(package)
-from portproof.capture.worker import main
+try:
+    from portproof.capture.worker import main
+except ModuleNotFoundError as error:
+    import json, pathlib, traceback
+    side = pathlib.Path(sys.argv[2]).stem
+    packages = "numpy safetensors " + {"tensorflow": "tensorflow-cpu"}.get(side, side)
+    message = (
+        f"{error.name} is not installed for {sys.executable}: run `{sys.executable} -m pip install {packages}`, "
+        f"or name an interpreter that has them with --{side}-python."
+    )
+    report = {"event": "error", "kind": "SetupError", "message": message, "details": traceback.format_exc()}
+    sys.exit(print(json.dumps(report)))
 main(sys.argv[2])
 """
 _GRACE_SECONDS = 3.0

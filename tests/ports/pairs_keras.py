@@ -107,7 +107,8 @@ def seeded():
     """The weights of pairs_torch.seeded, written down by hand."""
     model = Perceptron()
     model(tf.zeros((1, 6)))
-    values = [np.sin(i + np.arange(np.prod(s)).reshape(s), dtype=np.float32) for i, s in enumerate([(5, 6), 5, (4, 5), 4])]
+    shapes = [(5, 6), (5,), (4, 5), (4,)]
+    values = [(np.arange(np.prod(shape)).reshape(shape) * 7 % 11 - index) / 8 for index, shape in enumerate(shapes)]
     model.hidden.set_weights([values[0].T, values[1]])
     model.head.set_weights([values[2].T, values[3]])
     return model
@@ -117,7 +118,7 @@ def seeded_but_one():
     """One of 54 values is the next float32."""
     model = seeded()
     kernel, bias = model.head.get_weights()
-    kernel[1, 2] = np.nextafter(kernel[1, 2], np.float32(9))
+    kernel[1, 2] = np.nextafter(np.float32(kernel[1, 2]), np.float32(9))
     model.head.set_weights([kernel, bias])
     return model
 
@@ -192,7 +193,8 @@ shared_once = SharedOnce
 def in_place():
     return tf.keras.Sequential(
         [
-            tf.keras.Input((9, 3)),
+            tf.keras.Input((3, 9)),
+            layers.Permute((2, 1)),  # an input of three dimensions reaches Keras as it is
             layers.Conv1D(4, 3),
             layers.BatchNormalization(epsilon=1e-5, momentum=0.9),
             layers.ReLU(),
@@ -280,7 +282,21 @@ def separable():
 
 class NaNs(Perceptron):
     def call(self, inputs):
-        return tf.math.log(super().call(inputs) - 1e6)
+        return self.head(tf.math.log(self.hidden(inputs) - 1e6))
 
 
 nans = NaNs
+
+
+class LeakyReLU(layers.Layer):
+    """The slope's keyword is another one in Keras 2 than in 3."""
+
+    def call(self, inputs):
+        return tf.nn.leaky_relu(inputs, 0.1)
+
+
+def pooled():
+    inputs = tf.keras.Input((15, 11, 2))
+    x = LeakyReLU()(layers.Conv2D(4, (3, 2), strides=(2, 3))(inputs))
+    x = layers.Conv2D(3, 1)(layers.AveragePooling2D(2)(x))
+    return tf.keras.Model(inputs, layers.GlobalAveragePooling2D()(x))

@@ -72,6 +72,7 @@ _FOLLOWED = (
     gen_array_ops.squeeze,
     gen_array_ops.transpose,
 )
+_LOWER = (tf.float32, tf.bfloat16, tf.float16)
 # Functions and modules that pass a cast on; the call site is the function that asked for it.
 _CONVERTERS = {"_call", "cast", "_saturate_cast", "saturate_cast", "convert_to_tensor"}
 _MACHINERY = (__name__, "tensorflow.python.util.", "tensorflow.python.autograph.")
@@ -82,6 +83,8 @@ class ExactLog:
 
     def __init__(self) -> None:
         self._values: dict[str, set[str]] = {}
+        # Told of every float64 tensor that is cast to less, if somebody wants to know.
+        self.on_lowered: Callable[[Any], None] | None = None
         self._undo: list[Callable[[], None]] = []
 
     def names(self) -> tuple[str, ...]:
@@ -301,6 +304,8 @@ def _exact_cast(original: Any, log: ExactLog) -> Callable[..., Any]:
             exact.set_shape(x.shape)
             return exact if DstT == tf.float64 else original(exact, DstT, Truncate, name)
         result = original(x, DstT, Truncate, name)
+        if log.on_lowered is not None and DstT in _LOWER and getattr(x, "dtype", None) == tf.float64:
+            log.on_lowered(result)
         # A dimension on its way into 1 / sqrt(dim).
         if DstT == tf.float32 and isinstance(x, tf.Tensor) and x.dtype.is_integer and x.shape.rank == 0:
             _remember(result, _Computed(float64, (x,), 1))

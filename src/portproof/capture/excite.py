@@ -57,19 +57,25 @@ def excite(model: torch.nn.Module, run: Callable[[], Any], seed: int) -> None:
     ]
     with torch.no_grad():
         if norms:
+            before = [(norm.running_mean.clone(), norm.running_var.clone()) for _, norm in norms]
             for _, norm in norms:
                 norm.momentum = 1.0  # the running statistics become those of this batch
             model.train()
             run()
-            for (name, norm), momentum in zip(norms, momenta, strict=True):
+            for (name, norm), momentum, (mean, variance) in zip(norms, momenta, before, strict=True):
                 norm.momentum = momentum
+                if not bool((norm.running_mean + norm.running_var).isfinite().all()):
+                    # A model that yields NaN shall do so on its own, and not by weights that hand it to the other side.
+                    norm.running_mean.copy_(mean)
+                    norm.running_var.copy_(variance)
                 _move_statistics(norm, _rng(seed, name))
         model.eval()
         last.clear()
         output = run()
         for module, produced in last:
             if produced is output and module.bias is not None:
-                module.bias -= produced.reshape(-1, produced.shape[-1]).mean(0)
+                centre = produced.reshape(-1, produced.shape[-1]).mean(0)
+                module.bias -= torch.where(centre.isfinite(), centre, 0.0)
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.is_floating_point():
                 tensor.copy_(tensor.float().to(tensor.dtype))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from portproof.alignment import BOOKKEEPING, pair_parameters
 from portproof.errors import WorkerError
 from portproof.files import atomic_path, write_text
 from portproof.mirror import InputSpec, Mirror
 from portproof.plan import Phase
 from portproof.trace import ParameterRecord
+from portproof.transfer import fit_shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -106,7 +108,7 @@ class Weights:
         """Put the weights into the exchange folder, complete."""
         sets = {"initial": self.initial, "excited": self.excited}
         tensors = {
-            f"{which}/{name}": np.ascontiguousarray(array)
+            f"{which}/{name}": np.ascontiguousarray(array).reshape(array.shape)  # it makes 0-d arrays 1-d
             for which, values in sets.items()
             for name, array in values.items()
         }
@@ -126,6 +128,27 @@ class Weights:
             which, _, name = key.partition("/")
             sets[which][name] = array
         return cls(records, sets["initial"], sets["excited"])
+
+
+def place(
+    weights: Weights, records: Sequence[ParameterRecord], own: Mapping[str, NDArray[Any]]
+) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
+    """Which of the source's tensors each of a model's own gets, and the values of those that get none.
+
+    ``weights`` are brought into the shapes of the model. What has no counterpart, or one of another shape, keeps its
+    own value in every phase; the comparison lists it.
+    """
+    shapes = {record.name: record.shape for record in records}
+    pairs = {name: source for source, name in pair_parameters(weights.records, records).pairs.items()}
+    counters = {record.name: record.name for record in records if record.role in BOOKKEEPING}
+    placed = {}
+    for name, source in {**counters, **pairs}.items():
+        for values in (weights.initial, weights.excited):
+            fitted = fit_shape(values[source], shapes[name]) if source in values else None
+            if fitted is not None:
+                values[source] = fitted
+                placed[name] = source
+    return placed, {name: value for name, value in own.items() if name not in placed}
 
 
 def other_cases(inputs: Mapping[str, Any]) -> list[str]:

@@ -47,11 +47,16 @@ def kind(layer: Any) -> str:
     """The kind of a torch module or Keras layer; its class name in lower case if it is none of the known ones."""
     for cls in type(layer).__mro__:
         if cls.__name__ == "Activation":
-            name = getattr(layer.activation, "__name__", "activation")
-            return _ACTIVATIONS.get(name, name)
+            return activation_kind(layer.activation)
         if cls.__name__ in KINDS:
             return KINDS[cls.__name__]
     return type(layer).__name__.lower()
+
+
+def activation_kind(function: Any) -> str:
+    """The kind of an activation that is a function."""
+    name = getattr(function, "__name__", "activation")
+    return _ACTIVATIONS.get(name, name)
 
 
 def settings(layer: Any) -> dict[str, Any]:
@@ -64,7 +69,7 @@ def settings(layer: Any) -> dict[str, Any]:
         value = getattr(layer, key, None)
         if value is not None and not callable(value):
             found[_RENAMED.get(key, key)] = _plain(value)
-    if "epsilon" in vars(layer) and isinstance(found.get("momentum"), float):
+    if "epsilon" in vars(layer) and isinstance(found.get("momentum"), (int, float)):
         found["momentum"] = round(1.0 - found["momentum"], 12)
     if found.get("padding") == "valid":
         pad = getattr(layer, "pad", 0)

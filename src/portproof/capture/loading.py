@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from portproof.errors import MirrorError, WorkerError
 from portproof.mirror import check_factory
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
+# Code that a user has not written: installed packages, the standard library, and what has no file.
+_FOREIGN = re.compile(rf"[/\\](site|dist)-packages[/\\]|^<|^{re.escape(os.path.dirname(os.__file__))}[/\\]")
+_HERE = os.path.dirname(__file__)
 
 
 def load_factory(text: str) -> Callable[[], Any]:
@@ -68,10 +72,24 @@ def call_factory(factory: Callable[[], Any], text: str) -> Any:
 
 def describe(error: BaseException) -> str:
     """An error on one line, with the place in the user's own code where it came from."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
-    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    place = place_of(traceback.extract_tb(error.__traceback__))
+    place = f" ({place})" if place else ""
     text = " ".join(_ANSI.sub("", str(error)).split())  # Keras prints its errors in bold
     return f"{type(error).__name__}: {text[:400]}{'…' if len(text) > 400 else ''}{place}"
+
+
+def place_of(frames: Sequence[traceback.FrameSummary]) -> str:
+    """``file.py:line`` of the innermost frame that is the user's own code; empty if there is none."""
+    own = [frame for frame in frames if not _FOREIGN.search(frame.filename) and not frame.filename.startswith(_HERE)]
+    return f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
+
+
+def note_lowered(notes: list[str], dtype: str) -> None:
+    """Note where the running code of the user turned float64 into ``dtype``."""
+    place = place_of(traceback.StackSummary.extract(reversed(list(traceback.walk_stack(None))), lookup_lines=False))
+    text = f"computes in {dtype} when given float64: {place or 'in code of a package'}"
+    if text not in notes:
+        notes.append(text)
 
 
 def takes_by_name(function: Callable[..., Any], names: Iterable[str]) -> bool:

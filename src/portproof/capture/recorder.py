@@ -33,10 +33,23 @@ class Recorder:
         self._known: dict[Hashable, str] = {}
         self._alive: list[Any] = []  # an id is only unique while its tensor lives
         self._occurrences: dict[str, int] = {}
+        self._open: list[tuple[str, list[Any]]] = []
 
     def add_source(self, name: str, tensor: Any) -> None:
-        """Make a model input known, without storing it: both sides were given the same."""
-        self._remember(tensor, f"source/{name}")
+        """Make a model input known."""
+        self._store("source", name, tensor)
+
+    def begin(self, layer: str) -> None:
+        """A call begins; `call` ends it. Needed only for `add_lowered`."""
+        self._open.append((layer, []))
+
+    def add_lowered(self, tensor: Any) -> None:
+        """Note that the innermost open call has computed something in less than the phase's precision.
+
+        The first such tensor of a call is stored, and stands behind the outputs in the record of the call.
+        """
+        if self._open and not self._open[-1][1]:
+            self._open[-1][1].append(tensor)
 
     def call(self, layer: str, inputs: Iterable[tuple[Any, str | None]], outputs: Iterable[Any]) -> None:
         """Record one finished call. ``inputs`` are pairs of a tensor and its key when the call began (`key_of`)."""
@@ -48,6 +61,8 @@ class Recorder:
         for i, tensor in enumerate(outputs):
             name = stem if i == 0 else f"{stem}:{i}"
             output_keys.append(self.key_of(tensor) or self._store("output", name, tensor))
+        if self._open and self._open[-1][0] == layer:
+            output_keys += [self._store("inner", stem, tensor) for tensor in self._open.pop()[1]]
         self.calls.append(CallRecord(layer, occurrence, tuple(input_keys), tuple(output_keys)))
 
     def key_of(self, tensor: Any) -> str | None:

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import update_wrapper
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,18 +15,21 @@ import tensorflow as tf
 from portproof.alignment import pair_parameters
 from portproof.capture import kinds
 from portproof.capture.exact import make_exact
-from portproof.capture.job import MAIN, Job, Weights, other_cases
-from portproof.capture.loading import call_factory, describe, load_factory, takes_by_name
+from portproof.capture.job import MAIN, Job, Weights, other_cases, place
+from portproof.capture.loading import call_factory, describe, load_factory, note_lowered, takes_by_name
 from portproof.capture.recorder import Recorder, flatten
 from portproof.errors import MirrorError, SetupError, WorkerError
 from portproof.plan import ADAMW, SGD, STEPS, Phase
 from portproof.trace import MODEL, LayerRecord, ParameterRecord, TraceWriter
-from portproof.transfer import fit_shape
 from portproof.transfer import tensorflow as weights_tf
 from portproof.transfer.checkpoints import load_tensorflow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+# The name of a layer's own activation, as Keras calls the attribute.
+ACTIVATION = "activation"
 
 
 class Side:
@@ -43,23 +47,27 @@ class Side:
         # Before the user's module is imported, so that it finds the exact operations under every name.
         self.exact = make_exact()
         self.models: dict[str, _Model] = {}
+        self.impossible: WorkerError | None = None  # why there is no model in float64
         self.first_steps: dict[str, _FirstStep] = {}
 
     def prepare(self) -> None:
         """Load the factory, build the first model and settle the weights."""
         self.factory = load_factory(self.job.factory)
         self.inputs = self.job.load_inputs()
-        precision = self.job.phases[0].precision if self.job.phases else "float32"
-        model = self._model(precision)
+        model = self._first_model()
         if self.job.checkpoint:
             load_tensorflow(model.keras, self.job.checkpoint)
         if self.job.weights == "take":
             self.weights = Weights.read(self.job.wait_for("weights", "the weights of the other side"))
-            self.source = self._place(model)
+            self._place(model)
         else:
-            values = weights_tf.read(model.keras)
+            # As float32 numbers, so that both precisions hold the very same weights.
+            values = {
+                name: value.astype(np.float32) if value.dtype == np.float64 else value
+                for name, value in weights_tf.read(model.keras).items()
+            }
             self.weights = Weights(tuple(model.parameters()), values, values)
-            self.source = {name: name for name in values}
+            self.source, self.own = {name: name for name in values}, {}
             if self.job.weights == "give":
                 self.weights.write(self.job.exchange)
 
@@ -75,7 +83,7 @@ class Side:
         """The model's layers, in order of definition."""
         model = next(iter(self.models.values()))
         with_children = {parent for _, parent in model.layers.values()}
-        return [
+        records = [
             LayerRecord(
                 name=path or MODEL,
                 kind=kinds.kind(layer),
@@ -87,6 +95,11 @@ class Side:
             )
             for path, (layer, parent) in model.layers.items()
         ]
+        for path, (layer, _) in model.layers.items():
+            if has_fused_activation(layer):
+                kind = kinds.activation_kind(layer.activation)
+                records.append(LayerRecord(f"{path}.{ACTIVATION}", kind, "activation", path or MODEL, leaf=True, stage=False))
+        return records
 
     def run(self, phase: Phase) -> dict[str, Any]:
         """Run one phase; returns its calls and the facts that are not tensors.
@@ -97,7 +110,7 @@ class Side:
         try:
             model = self._model(phase.precision)
             values = getattr(self.weights, phase.weights)
-            model.write({name: values[source] for name, source in self.source.items()})
+            model.write(self.own | {name: values[source] for name, source in self.source.items()})
             if phase.batches:
                 return self._forward(model, phase)
             if phase.optimizer:
@@ -105,10 +118,23 @@ class Side:
             return self._differentiate(model, phase)
         except Exception as error:
             if phase.precision == "float64":
-                return {"unavailable": describe(error)}
+                return {"unavailable": describe(error.__cause__ if error is self.impossible else error)}
             raise self._failed(f"in {phase.name}", error) from error
 
+    def _first_model(self) -> _Model:
+        """The model that is looked at before the phases; the float32 one where float64 is impossible."""
+        if not self.job.phases or self.job.phases[0].precision == "float32":
+            return self._model("float32")
+        try:
+            return self._model("float64")
+        except WorkerError as error:
+            self.impossible = error
+            self.exact.clear()
+            return self._model("float32")
+
     def _model(self, precision: str) -> _Model:
+        if precision == "float64" and self.impossible:
+            raise self.impossible
         if precision not in self.models:
             tf.keras.backend.clear_session()  # so that the second model's layers get the same names as the first one's
             tf.keras.backend.set_floatx(precision)
@@ -120,11 +146,17 @@ class Side:
                     f"The factory {self.job.factory} returned a {type(keras).__name__}, not a keras.Model."
                 )
             model = _Model(keras, precision, self.inputs, {spec.name: spec.layout for spec in self.job.inputs})
+            uncompiled = model.uncompile()
             if not keras.built or not keras.weights:
                 try:
                     model(MAIN)
                 except Exception as error:
                     raise self._failed("on its main inputs", error) from error
+                model.forget()
+                uncompiled += model.uncompile()  # layers that came into being in a `build`
+            if uncompiled:
+                names = ", ".join(uncompiled)
+                self.notes.append(f"a tf.function that was run eagerly, so that its layers can be seen: {names}")
             dropped = model.switch_off_dropout()
             if dropped and not self.models:
                 self.notes.append(f"dropout is off in {dropped} layers: the frameworks draw different masks")
@@ -132,24 +164,15 @@ class Side:
             self.exact.clear()  # constants of initializers are nobody's concern: the weights are overwritten
         return self.models[precision]
 
-    def _place(self, model: _Model) -> dict[str, str]:
-        """Which of the source's tensors each variable gets; those of another shape keep their own values."""
+    def _place(self, model: _Model) -> None:
+        """Settle which of the source's tensors each variable gets."""
         pairing = pair_parameters(self.weights.records, model.parameters())
         if pairing.only_a or pairing.only_b:
             try:
                 model.sort_by_execution()
             except Exception as error:
                 raise self._failed("on its main inputs", error) from error
-            pairing = pair_parameters(self.weights.records, model.parameters())
-        shapes = {record.name: record.shape for record in model.parameters()}
-        placed = {}
-        for source, name in pairing.pairs.items():
-            for values in (self.weights.initial, self.weights.excited):
-                fitted = fit_shape(values[source], shapes[name])
-                if fitted is not None:
-                    values[source] = fitted
-                    placed[name] = source
-        return placed
+        self.source, self.own = place(self.weights, model.parameters(), weights_tf.read(model.keras))
 
     def _forward(self, model: _Model, phase: Phase) -> dict[str, Any]:
         for case in other_cases(self.inputs):
@@ -239,23 +262,55 @@ class Side:
         """Record the calls of the model's layers while the block runs."""
 
         def wrap(path: str, layer: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+            name = path or MODEL
+            fused = has_fused_activation(layer)
+
             def call(*args: Any, **kwargs: Any) -> Any:
+                if not tf.executing_eagerly():  # inside of a tf.function of the model's own: nothing to be seen there
+                    self._note(f"inside of a tf.function, so not recorded: {name}")
+                    return original(*args, **kwargs)
+                recorder.begin(name)
                 given = [(tensor, recorder.key_of(tensor)) for tensor in _tensors((args, kwargs))]
                 layouts.given(layer, [tensor for tensor, key in given if key is None])
                 if phase.training and isinstance(layer, tf.keras.layers.BatchNormalization):
                     self._store_batch_statistics(phase, path, layer, given[0][0])
-                output = original(*args, **kwargs)
-                produced = list(_tensors(output))
-                layouts.returned(layer, [tensor for tensor, _ in given], produced)
-                recorder.call(path or MODEL, given, produced)
+
+                def finish(key: str, taken: list[Any], output: Any) -> None:
+                    produced = list(_tensors(output))
+                    layouts.returned(layer, [tensor for tensor, _ in given], produced)
+                    recorder.call(key, taken, produced)
+
+                if not fused:
+                    output = original(*args, **kwargs)
+                    finish(name, given, output)
+                    return output
+                with _activation_apart(layer) as between:
+                    output = original(*args, **kwargs)
+                inner = [] if not between else [between[0]]
+                finish(name, given, inner or output)
+                if inner:
+                    finish(f"{path}.{ACTIVATION}", [(inner[0], recorder.key_of(inner[0]))], output)
                 return output
 
             return call
 
-        with _wrapped_calls(
-            {path: layer for path, (layer, _) in model.layers.items() if phase.layers or not path}, wrap
-        ):
-            yield
+        self.exact.on_lowered = (lambda tensor: self._lowered(recorder, tensor)) if phase.precision == "float64" else None
+        try:
+            with _wrapped_calls(
+                {path: layer for path, (layer, _) in model.layers.items() if phase.layers or not path}, wrap
+            ):
+                yield
+        finally:
+            self.exact.on_lowered = None
+
+    def _lowered(self, recorder: Recorder, tensor: Any) -> None:
+        if tf.executing_eagerly():
+            recorder.add_lowered(tensor)
+        note_lowered(self.notes, tensor.dtype.name)
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
 
     def _store_batch_statistics(self, phase: Phase, path: str, layer: Any, x: Any) -> None:
         key = f"{phase.name}/batch-variance/{path}"
@@ -354,6 +409,23 @@ class _Model:
             return self.keras(**inputs, training=training)
         return self.keras(list(inputs.values()), training=training)
 
+    def uncompile(self) -> list[str]:
+        """Let layers whose ``call`` is a tf.function run eagerly from now on; returns their names.
+
+        Keras 3 besides bakes the weights into such a function if it built the layers inside.
+        """
+        found = []
+        for path, (layer, _) in self.layers.items():
+            function = getattr(layer.call, "python_function", None)
+            if function is not None:
+                object.__setattr__(layer, "call", function)
+                found.append(path or MODEL)
+        return found
+
+    def forget(self) -> None:
+        """Look for layers and variables again: building the model has made more of them."""
+        self._layers = self._variables = None
+
     def switch_off_dropout(self) -> int:
         """Set the rate of every dropout layer to 0; returns how many there were."""
         found = [layer for layer, _ in self.layers.values() if kinds.kind(layer) == "dropout" and layer.rate > 0]
@@ -393,13 +465,45 @@ def _wrapped_calls(
     Unlike ``__call__``, which Python looks up on the class, this also sees models that run a part's ``call`` directly.
     """
     # Past Keras' own __setattr__, which would look for variables to track in every function.
+    own = {path: vars(layer)["call"] for path, layer in layers.items() if "call" in vars(layer)}
     for path, layer in layers.items():
-        object.__setattr__(layer, "call", wrap(path, layer, layer.call))
+        # update_wrapper keeps the signature: it says whether the model takes its inputs by name.
+        object.__setattr__(layer, "call", update_wrapper(wrap(path, layer, layer.call), layer.call))
     try:
         yield
     finally:
-        for layer in layers.values():
-            object.__delattr__(layer, "call")
+        for path, layer in layers.items():
+            if path in own:
+                object.__setattr__(layer, "call", own[path])
+            else:
+                object.__delattr__(layer, "call")
+
+
+def has_fused_activation(layer: Any) -> bool:
+    """Whether the layer applies an activation to its result, which torch writes as a layer or a call of its own."""
+    activation = getattr(layer, "activation", None)
+    if activation is None or isinstance(activation, tf.keras.layers.Layer):
+        return False  # a layer is recorded as such
+    kind = kinds.kind(layer)
+    fusing = kind.startswith(("conv", "separableconv")) or kind in ("linear", "einsumdense")
+    return fusing and kinds.activation_kind(activation) != "identity"
+
+
+@contextmanager
+def _activation_apart(layer: Any) -> Iterator[list[Any]]:
+    """Collects what a layer's own activation is given while the block runs."""
+    given: list[Any] = []
+    activation = layer.activation
+
+    def apply(x: Any, *args: Any, **kwargs: Any) -> Any:
+        given.append(x)
+        return activation(x, *args, **kwargs)
+
+    object.__setattr__(layer, "activation", apply)
+    try:
+        yield given
+    finally:
+        object.__setattr__(layer, "activation", activation)
 
 
 class Layouts:

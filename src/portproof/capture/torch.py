@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
+from torch.overrides import TorchFunctionMode
 
 from portproof.capture import kinds
 from portproof.capture.exact_torch import make_exact
 from portproof.capture.excite import excite
-from portproof.capture.job import MAIN, Job, Weights, other_cases
-from portproof.capture.loading import call_factory, describe, load_factory, takes_by_name
+from portproof.capture.job import MAIN, Job, Weights, other_cases, place
+from portproof.capture.loading import call_factory, describe, load_factory, note_lowered, takes_by_name
 from portproof.capture.recorder import Recorder, flatten
 from portproof.errors import MirrorError, SetupError, WorkerError
 from portproof.plan import ADAMW, SGD, STEPS, Phase
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     pass
 
 _PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
+_LOWER = (torch.float32, torch.bfloat16, torch.float16)
 _DROPOUT = (torch.nn.modules.dropout._DropoutNd,)
 
 
@@ -59,14 +62,14 @@ class Side:
         initial = weights_torch.read(self.model)
         if self.job.weights == "take":
             self.weights = Weights.read(self.job.wait_for("weights", "the weights of the other side"))
+            self.source, self.own = place(self.weights, self.parameters(), initial)
         else:
             if self.job.excite:
                 excite(self.model, self._call_main, self.job.seed)
             self.weights = Weights(tuple(self.parameters()), initial, weights_torch.read(self.model))
             if self.job.weights == "give":
                 self.weights.write(self.job.exchange)
-
-        self.source = {name: name for name in self.weights.excited}
+            self.source, self.own = {name: name for name in self.weights.excited}, {}
 
     def replaced(self) -> tuple[str, ...]:
         """Operations with float32 constants that were evaluated exactly in float64."""
@@ -101,7 +104,8 @@ class Side:
         """
         dtype = _PRECISIONS[phase.precision]
         self.model.to(dtype)
-        weights_torch.write(self.model, getattr(self.weights, phase.weights))
+        values = getattr(self.weights, phase.weights)
+        weights_torch.write(self.model, self.own | {name: values[source] for name, source in self.source.items()})
         self.model.train(phase.training)
         self.model.zero_grad(set_to_none=True)
         try:
@@ -130,7 +134,7 @@ class Side:
                 tensor.requires_grad_()
         recorder = Recorder(self.writer, phase.name, lambda t: (id(t), t._version), weights_torch.to_numpy)
         with torch.set_grad_enabled(phase.objective != "none"):
-            outputs = list(_outputs(self._record(recorder, phase, inputs)))
+            outputs = list(_outputs(self._record(recorder, phase, inputs, dtype)))
         facts: dict[str, Any] = {"calls": recorder.calls}
         if phase.objective == "none":
             return facts
@@ -176,7 +180,7 @@ class Side:
             if not is_trainable and tensor.is_floating_point():
                 self.writer.add(f"{phase.name}/buffer/{name}", weights_torch.to_numpy(tensor))
 
-    def _record(self, recorder: Recorder, phase: Phase, inputs: dict[str, torch.Tensor]) -> Any:
+    def _record(self, recorder: Recorder, phase: Phase, inputs: dict[str, torch.Tensor], dtype: torch.dtype) -> Any:
         for name, tensor in inputs.items():
             recorder.add_source(name, tensor)
         handles = []
@@ -187,8 +191,10 @@ class Side:
                     module.register_forward_pre_hook(before, with_kwargs=True),
                     module.register_forward_hook(after, with_kwargs=True),
                 ]
+        watch = _LoweringWatch(recorder, self.notes) if dtype == torch.float64 else nullcontext()
         try:
-            return self._call(inputs)
+            with watch:
+                return self._call(inputs)
         finally:
             for handle in handles:
                 handle.remove()
@@ -198,6 +204,7 @@ class Side:
 
         def before(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
             # Keys are looked up before the call: the call may change its input in place.
+            recorder.begin(path)
             pending.append([(tensor, recorder.key_of(tensor)) for tensor in _outputs((args, kwargs))])
             if phase.training and isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
                 self._store_batch_statistics(phase, path, args[0])
@@ -259,6 +266,25 @@ class Side:
         return WorkerError(
             f"The torch model raised {where} (inputs {shapes}): {describe(error)}.", details=traceback.format_exc()
         )
+
+
+class _LoweringWatch(TorchFunctionMode):
+    """Notices operations that take float64 and give less, wherever they hide in a model's own code.
+
+    A TorchDispatchMode would see below torch's own functions too, but imports the inductor (1.1 s).
+    """
+
+    def __init__(self, recorder: Recorder, notes: list[str]) -> None:
+        super().__init__()
+        self._recorder, self._notes = recorder, notes
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in _outputs(result):
+            if tensor.dtype in _LOWER and any(each.dtype == torch.float64 for each in _outputs((args, kwargs))):
+                self._recorder.add_lowered(tensor)
+                note_lowered(self._notes, str(tensor.dtype).removeprefix("torch."))
+        return result
 
 
 def prepare_framework(threads: int) -> dict[str, Any]:

@@ -25,6 +25,10 @@ _LAYOUTS = (
 )
 
 
+# Attributes in which Keras and TensorFlow themselves list the layers below a layer.
+_BOOKKEEPING = ("_layers", "_self_")
+
+
 @dataclass(frozen=True)
 class Variable:
     """One variable of a model with its canonical record and how it is laid out."""
@@ -119,8 +123,12 @@ def _children(layer: Any) -> Iterator[tuple[str, Any]]:
             yield child.name, child
         return
     attributes = {key: value for key, value in vars(layer).items() if not key.startswith("_")}
-    # Some people keep their layers in private attributes; Keras' own bookkeeping lists come last, as a safety net.
-    attributes |= {key.lstrip("_"): value for key, value in vars(layer).items() if _is_layer(value)}
+    # Some people keep their layers in private attributes; Keras' own bookkeeping comes last, as a safety net.
+    attributes |= {
+        key.lstrip("_"): value
+        for key, value in vars(layer).items()
+        if key.startswith("_") and not key.startswith(_BOOKKEEPING) and any(_layers_in(key, value))
+    }
     for key, value in attributes.items():
         yield from _layers_in(key, value)
     for child in getattr(layer, "_layers", None) or getattr(layer, "_self_tracked_trackables", None) or ():

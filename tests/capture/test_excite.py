@@ -1,0 +1,154 @@
+"""Exciting a model: no path stays idle, the statistics fit the data, and the values depend on seed and name alone."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from portproof.capture.excite import excite  # noqa: E402 - after torch is known to be there
+from portproof.models.repvit import KWSRepViT_Torch  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+nn = torch.nn
+
+
+class Residual(nn.Module):
+    """What initialisation leaves idle: a branch that ends in a zero BatchNorm, layer scale, zero biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.scale = nn.Parameter(torch.zeros(8, 1, 1))
+        self.head = nn.Linear(8, 5)
+        nn.init.zeros_(self.norm.weight)
+        nn.init.zeros_(self.stem.bias)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, x: Any) -> Any:
+        x = self.stem(x)
+        x = x + self.norm(self.conv(x))
+        return self.head((x * (1 + self.scale)).mean((2, 3)))
+
+
+def excited(seed: int = 0, model: Any = None) -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    model = Residual() if model is None else model
+    x = torch.randn((4, 3, 9, 7), generator=torch.Generator().manual_seed(1))
+    excite(model, lambda: model(x), seed)
+    return model, x
+
+
+def test_no_tensor_stays_constant() -> None:
+    model, _ = excited()
+    floats = {name: t for name, t in model.state_dict().items() if t.is_floating_point()}
+    assert floats
+    assert not [name for name, tensor in floats.items() if bool((tensor == tensor.flatten()[0]).all())]
+    assert bool(torch.isfinite(torch.cat([tensor.flatten() for tensor in floats.values()])).all())
+
+
+def test_statistics_are_those_of_the_data_moved_a_little() -> None:
+    model, x = excited()
+    seen = []
+    model.norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        model(x)
+    mean, variance = seen[0].mean((0, 2, 3)), seen[0].var((0, 2, 3))
+    # Moved by 0.1 standard deviations and exp(0.2), times normal numbers, of which 16 stay below 4 in all but 1e-3.
+    assert bool(((model.norm.running_mean - mean).abs() < 0.4 * variance.sqrt()).all())
+    assert bool(((model.norm.running_var / variance).log().abs() < 0.8).all())
+    # Moved indeed: statistics that were mixed up between layers or passes would show.
+    assert bool((model.norm.running_mean != mean).all())
+
+
+def test_the_output_depends_on_the_input_and_on_every_parameter() -> None:
+    model, x = excited()
+    model.eval()
+    output = model(x)
+    # Centred: the entries of the batch differ by about as much as they are large.
+    assert float(output.detach().std(0).min()) > 0.1 * float(output.detach().abs().max())
+    torch.nn.functional.cross_entropy(output, torch.arange(4)).backward()
+    assert all(float(parameter.grad.abs().max()) > 0 for parameter in model.parameters())
+
+
+def test_values_are_float32_numbers() -> None:
+    model, _ = excited()
+    double = Residual().double()
+    x = torch.randn((4, 3, 9, 7), dtype=torch.float64)
+    excite(double, lambda: double(x), 0)
+    for tensor in (*model.state_dict().values(), *double.state_dict().values()):
+        if tensor.is_floating_point():
+            assert bool((tensor.float().to(tensor.dtype) == tensor).all())
+
+
+def same(a: Any, b: Any) -> bool:
+    first, second = a.state_dict(), b.state_dict()
+    return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_the_seed_decides() -> None:
+    assert same(excited()[0], excited()[0])
+    assert not same(excited()[0], excited(seed=1)[0])
+
+
+def test_the_order_of_definition_does_not_matter() -> None:
+    def model(names: list[str]) -> Any:
+        # Normalisations side by side, so that no random initialisation depends on the order either.
+        parts = nn.ModuleDict(OrderedDict((name, nn.BatchNorm2d(3)) for name in names))
+        parts.forward = lambda x: sum(parts[name](x) for name in sorted(names))  # type: ignore[method-assign]
+        return excited(model=parts)[0]
+
+    assert same(model(["a", "b", "c"]), model(["c", "a", "b"]))
+
+
+def test_mode_and_momentum_are_put_back() -> None:
+    for training in (True, False):
+        model = Residual().train(training)
+        model.norm.momentum = 0.03
+        excited(model=model)
+        assert model.training == training
+        assert model.norm.momentum == 0.03
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_deep_networks_stay_at_ordinary_sizes() -> None:
+    # specs: with naive random values the logits of this network reached 672.
+    model = KWSRepViT_Torch()
+    x = torch.randn((3, 100, 40), generator=torch.Generator().manual_seed(1))
+    excite(model, lambda: model(x), 0)
+    with torch.no_grad():
+        output = model.eval()(x)
+    assert 1e-3 < float(output.abs().max()) < 30
+    assert float(output.std(0).max()) > 1e-3
+
+
+def test_models_without_normalisation_and_with_tied_or_integer_tensors() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+            self.second.weight = self.first.weight
+            self.register_buffer("index", torch.zeros(3, dtype=torch.int64))
+            self.empty = nn.Parameter(torch.zeros(0))
+
+        def forward(self, x: Any) -> Any:
+            return self.second(self.first(x.mean((2, 3))))[:, self.index]
+
+    model, _ = excited(model=Odd())
+    assert model.second.weight is model.first.weight
+    assert torch.equal(model.index, torch.zeros(3, dtype=torch.int64))
+
+
+def test_a_model_that_yields_nan_keeps_finite_weights() -> None:
+    class NaNs(Residual):
+        def forward(self, x: Any) -> Any:
+            return super().forward(torch.log(-1 - x.abs()))
+
+    model, _ = excited(model=NaNs())
+    assert all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
