@@ -66,8 +66,9 @@ def check(
     settings = settings or Settings()
     started = time.perf_counter()
     source = _source_side(settings.weights)
-    for side in SIDES if settings.traces else ():
-        _check_free(settings.traces / side)
+    if settings.traces:
+        for side in SIDES:
+            _check_free(settings.traces / side)
     with _workspace(settings.traces) as (folder, logs), _traces(settings.traces or folder) as traces:
         jobs = {}
         for side in SIDES:
@@ -220,7 +221,7 @@ def _workspace(traces: Path | None) -> Iterator[tuple[Path, Path]]:
 
 @contextmanager
 def _traces(parent: Path) -> Iterator[Path]:
-    """A folder for the workers to write their traces in, on the disk of ``parent``; gone afterwards, however they end."""
+    """A folder for the workers to write their traces in, on the disk of ``parent``; gone afterwards in any case."""
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".portproof-", dir=parent, ignore_cleanup_errors=True) as folder:
         yield Path(folder)

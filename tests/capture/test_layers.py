@@ -1,4 +1,4 @@
-"""Walking a Keras model: every layer and variable once, under the names that torch would give, in Keras 2 and 3 alike."""
+"""Walking a Keras model: every layer and variable once, under torch's names, in Keras 2 and 3 alike."""
 
 from __future__ import annotations
 
@@ -154,7 +154,9 @@ def test_random_states_are_no_parameters() -> None:
 
 
 def test_a_separable_convolution_is_two_of_torchs_layers() -> None:
-    model = tf.keras.Sequential([tf.keras.Input((5, 5, 3)), layers.SeparableConv2D(4, 3, depth_multiplier=2, name="sep")])
+    model = tf.keras.Sequential(
+        [tf.keras.Input((5, 5, 3)), layers.SeparableConv2D(4, 3, depth_multiplier=2, name="sep")]
+    )
     records = [each.record for each in weights.variables(model)]
     assert [(record.name, record.layer, record.shape) for record in records] == [
         ("sep.depthwise.weight", "sep.depthwise", (6, 1, 3, 3)),

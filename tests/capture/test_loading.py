@@ -37,7 +37,7 @@ def test_a_factory_in_a_module_and_below_a_class() -> None:
 
 @pytest.mark.parametrize("text", ["port.py", ":build", "port:", "a b:build", "port:build()", "port:1x", "x-y.z:build"])
 def test_text_that_names_no_factory_is_refused(text: str) -> None:
-    with pytest.raises(MirrorError, match="factory|neither"):
+    with pytest.raises(MirrorError, match=r"factory|neither"):
         check_factory(text)
 
 
@@ -47,7 +47,7 @@ def test_missing_files_modules_and_attributes(tmp_path: Path) -> None:
     with pytest.raises(MirrorError, match="There is no module 'no_such_package_at_all'"):
         load_factory("no_such_package_at_all.models:build")
     path = write(tmp_path, "def make():\n    pass\n\ndef also():\n    pass\n\nNUMBER = 3\n")
-    with pytest.raises(MirrorError, match="has no 'build'. It has: also, make"):
+    with pytest.raises(MirrorError, match=r"has no 'build'\. It has: also, make"):
         load_factory(f"{path}:build")
     with pytest.raises(MirrorError, match="is a int, not a function"):
         load_factory(f"{path}:NUMBER")

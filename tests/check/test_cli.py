@@ -1,4 +1,4 @@
-"""The command line as a user meets it: exit codes, one clear message for whatever goes wrong, and nothing left behind."""
+"""The command line as a user meets it: exit codes, one clear message for whatever goes wrong."""
 
 from __future__ import annotations
 
@@ -14,9 +14,6 @@ import pytest
 
 from portproof import cli
 from portproof.report import Report
-
-frameworks = [pytest.mark.torch, pytest.mark.tensorflow]
-both = pytest.mark.usefixtures("in_process")
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,10 @@ def pair(ports: Path) -> Callable[..., list[object]]:
     """The arguments of `check` for a pair of the ports."""
 
     def arguments(torch: str = "perceptron", keras: str = "perceptron", *inputs: str) -> list[object]:
-        sides = [torch if ":" in torch else f"pairs_torch.py:{torch}", keras if ":" in keras else f"pairs_keras.py:{keras}"]
+        sides = [
+            torch if ":" in torch else f"pairs_torch.py:{torch}",
+            keras if ":" in keras else f"pairs_keras.py:{keras}",
+        ]
         shapes = [part for text in inputs or ("3,6",) for part in ("--input", text)]
         return ["check", "--torch", ports / sides[0], "--tensorflow", ports / sides[1], *shapes, "--only", "function"]
 
@@ -69,10 +69,11 @@ def assert_one_message(result: Result, *parts: str, code: int = 2) -> None:
         assert part in result.err
 
 
+@pytest.mark.torch
+@pytest.mark.tensorflow
+@pytest.mark.usefixtures("in_process")
 class TestVerdicts:
     """Exit codes and files; both sides in this process."""
-
-    pytestmark = [*frameworks, both]
 
     def test_same_differs_undecided(self, portproof: Command, pair: Callable[..., list[object]]) -> None:
         same = portproof(*pair())
@@ -144,12 +145,16 @@ class TestVerdicts:
         assert [each.name for each in tmp_path.rglob("*")] == ["torch", "precious.txt"]
 
     def test_the_users_own_errors(self, portproof: Command, pair: Callable[..., list[object]]) -> None:
-        assert_one_message(portproof(*pair("failing.py:raises")), "failing.py:raises raised KeyError: 'weights/stem'", ":13)")
+        assert_one_message(
+            portproof(*pair("failing.py:raises")), "failing.py:raises raised KeyError: 'weights/stem'", ":13)"
+        )
         assert_one_message(portproof(*pair("failing.py:not_a_model")), "returned a dict, not a torch.nn.Module")
         assert_one_message(portproof(*pair(keras="failing.py:not_a_model")), "returned a dict, not a keras.Model")
         assert_one_message(portproof(*pair("failing.py:nothing")), "has no 'nothing'. It has: ")
         assert_one_message(portproof(*pair("perceptron", "perceptron", "3,7")), "inputs x (3, 7)")
-        assert_one_message(portproof(*pair(keras="failing.py:needs_arguments")), "missing 1 required positional argument")
+        assert_one_message(
+            portproof(*pair(keras="failing.py:needs_arguments")), "missing 1 required positional argument"
+        )
 
     def test_tracebacks_with_debug_alone(self, portproof: Command, pair: Callable[..., list[object]]) -> None:
         result = portproof(*pair("failing.py:raises"), "--debug")
@@ -178,7 +183,11 @@ USAGE = [
     ("check", ["--torch", "m:f", "--tensorflow", "m:f", "--input", "2,3:float16"], "float16"),
     ("check", ["--torch", "m:f", "--tensorflow", "m:f", "--input", "a=2", "--input", "a=3"], "two inputs of one name"),
     ("check", ["--torch", "m:f", "--tensorflow", "m:f", "--input", "2", "--batches", "1,-3"], "--batches '1,-3'"),
-    ("check", ["--torch", "m:f", "--tensorflow", "m:f", "--input", "2", "--weights", "none.pth"], "no checkpoint none.pth"),
+    (
+        "check",
+        ["--torch", "m:f", "--tensorflow", "m:f", "--input", "2", "--weights", "none.pth"],
+        "no checkpoint none.pth",
+    ),
     ("check", ["--mirror", "nobody"], "There is no mirror 'nobody'"),
     ("check", ["--mirror", "repvit-kws", "--input", "2"], "brings its own factories and inputs"),
     ("parity", ["nobody"], "There is no mirror 'nobody'. Known: "),

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.tensorflow]
 
 @pytest.fixture(scope="module")
 def runs(ports: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """All phases of one pair with BatchNorm, pooling and dropout's noise switched off: twice alike, once in one lane."""
+    """All phases of one pair with BatchNorm and pooling: twice alike, once in one lane."""
     mirror = Mirror(
         "pair",
         f"{ports / 'pairs_torch.py'}:classifier",

@@ -201,8 +201,12 @@ def test_dropout_is_off_and_noted(run: Check) -> None:
         assert side["notes"] == ["dropout is off in 1 layers: the frameworks draw different masks"]
 
 
-@pytest.mark.parametrize(("torch", "keras", "word"), [("casting", "perceptron", "original"), ("perceptron", "casting", "port")])
-def test_a_model_that_casts_inside_is_judged_in_float32_and_says_so(run: Check, torch: str, keras: str, word: str) -> None:
+@pytest.mark.parametrize(
+    ("torch", "keras", "word"), [("casting", "perceptron", "original"), ("perceptron", "casting", "port")]
+)
+def test_a_model_that_casts_inside_is_judged_in_float32_and_says_so(
+    run: Check, torch: str, keras: str, word: str
+) -> None:
     report = run(torch, keras)
     assert report.verdict.outcome == SAME, failed(report)
     assert report.verdict.summary == "no difference found in float32; a float64 proof was not possible"

@@ -37,10 +37,14 @@ def start(ports: Path, tmp_path: Path, temporary: Path) -> Iterator[Start]:
     """Start `portproof check` for a pair of the ports, in a process group of its own."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(torch: str, keras: str, *options: object, check: str = "function", **popen: object) -> subprocess.Popen[str]:
+    def start(
+        torch: str, keras: str, *options: object, check: str = "function", **popen: object
+    ) -> subprocess.Popen[str]:
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(package.__file__).parents[1]), os.environ.get("PYTHONPATH")])),
+            "PYTHONPATH": os.pathsep.join(
+                filter(None, [str(Path(package.__file__).parents[1]), os.environ.get("PYTHONPATH")])
+            ),
             "TMPDIR": str(temporary),
             "PORTPROOF_TEST_FOLDER": str(tmp_path),
         }

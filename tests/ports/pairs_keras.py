@@ -1,4 +1,4 @@
-"""Ports of the models of pairs_torch.py as users write them in Keras 2 or 3: honest ones, and ones with a mistake each."""
+"""Ports of the models of pairs_torch.py as users write them in Keras: honest ones, and ones with a mistake each."""
 
 from __future__ import annotations
 
@@ -138,7 +138,9 @@ def with_dropout():
 
 class Casting(Perceptron):
     def call(self, inputs):
-        kernel, bias = (tf.cast(tf.convert_to_tensor(each), tf.float32) for each in (self.hidden.kernel, self.hidden.bias))
+        kernel, bias = (
+            tf.cast(tf.convert_to_tensor(each), tf.float32) for each in (self.hidden.kernel, self.hidden.bias)
+        )
         hidden = tf.nn.relu(tf.cast(inputs, tf.float32) @ kernel + bias)
         return self.head(tf.cast(hidden, inputs.dtype))
 

@@ -190,7 +190,12 @@ def test_files_without_a_state_dict_are_refused(content: Any, tmp_path: Path) ->
         load_torch(torch_model(), tmp_path / "model.pt")
 
 
-CUTS = {"empty": lambda size: 0, "a few bytes": lambda size: 7, "half": lambda size: size // 2, "all but one": lambda n: n - 1}
+CUTS = {
+    "empty": lambda size: 0,
+    "a few bytes": lambda size: 7,
+    "half": lambda size: size // 2,
+    "all but one": lambda n: n - 1,
+}
 each_cut = pytest.mark.parametrize("cut", CUTS)
 
 

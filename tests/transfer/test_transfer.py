@@ -79,10 +79,15 @@ ZOO = {
         (2, 3, 4, 5),
     ),
     "layernorm": Pair(
-        lambda: [nn.Linear(5, 4), nn.LayerNorm(4)], lambda: [layers.Dense(4), layers.LayerNormalization(epsilon=1e-5)], (2, 5)
+        lambda: [nn.Linear(5, 4), nn.LayerNorm(4)],
+        lambda: [layers.Dense(4), layers.LayerNormalization(epsilon=1e-5)],
+        (2, 5),
     ),
     "embedding": Pair(
-        lambda: [nn.Embedding(7, 4), nn.Linear(4, 3)], lambda: [layers.Embedding(7, 4), layers.Dense(3)], (2, 5), integers=7
+        lambda: [nn.Embedding(7, 4), nn.Linear(4, 3)],
+        lambda: [layers.Embedding(7, 4), layers.Dense(3)],
+        (2, 5),
+        integers=7,
     ),
 }
 
@@ -134,7 +139,7 @@ def original(pair: Pair, seed: int = 0) -> Any:
 
 
 def port(pair: Pair, style: str) -> Any:
-    batch, *rest = pair.shape
+    rest = pair.shape[1:]
     shape = (*rest[1:], rest[0]) if len(rest) > 1 else tuple(rest)
     return STYLES[style](pair.keras(), shape, "int32" if pair.integers else "float32")
 

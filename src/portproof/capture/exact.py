@@ -95,6 +95,15 @@ class ExactLog:
         """Forget what was logged so far, such as the initializers that run while a model is built."""
         self._values.clear()
 
+    @contextmanager
+    def unlogged(self) -> Iterator[None]:
+        """Log nothing of what happens in the block, and keep what was logged before it."""
+        before = {site: set(values) for site, values in self._values.items()}
+        try:
+            yield
+        finally:
+            self._values = before
+
     def undo(self) -> None:
         """Restore TensorFlow's own functions."""
         global _active  # noqa: PLW0603 - TensorFlow's functions are process-wide, and so is their replacement

@@ -86,7 +86,9 @@ def place_of(frames: Sequence[traceback.FrameSummary]) -> str:
 
 def note_lowered(notes: list[str], dtype: str) -> None:
     """Note where the running code of the user turned float64 into ``dtype``."""
-    place = place_of(traceback.StackSummary.extract(reversed(list(traceback.walk_stack(None))), lookup_lines=False))
+    place = place_of(
+        traceback.StackSummary.extract(reversed(list(traceback.walk_stack(sys._getframe()))), lookup_lines=False)
+    )
     text = f"computes in {dtype} when given float64: {place or 'in code of a package'}"
     if text not in notes:
         notes.append(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -47,6 +48,7 @@ class Side:
         # Before the user's module is imported, so that it finds the exact operations under every name.
         self.exact = make_exact()
         self.models: dict[str, _Model] = {}
+        self.own: dict[str, NDArray[Any]] = {}
         self.impossible: WorkerError | None = None  # why there is no model in float64
         self.first_steps: dict[str, _FirstStep] = {}
 
@@ -67,7 +69,7 @@ class Side:
                 for name, value in weights_tf.read(model.keras).items()
             }
             self.weights = Weights(tuple(model.parameters()), values, values)
-            self.source, self.own = {name: name for name in values}, {}
+            self.source = {name: name for name in values}
             if self.job.weights == "give":
                 self.weights.write(self.job.exchange)
 
@@ -98,7 +100,9 @@ class Side:
         for path, (layer, _) in model.layers.items():
             if has_fused_activation(layer):
                 kind = kinds.activation_kind(layer.activation)
-                records.append(LayerRecord(f"{path}.{ACTIVATION}", kind, "activation", path or MODEL, leaf=True, stage=False))
+                records.append(
+                    LayerRecord(f"{path}.{ACTIVATION}", kind, "activation", path or MODEL, leaf=True, stage=False)
+                )
         return records
 
     def run(self, phase: Phase) -> dict[str, Any]:
@@ -118,7 +122,7 @@ class Side:
             return self._differentiate(model, phase)
         except Exception as error:
             if phase.precision == "float64":
-                return {"unavailable": describe(error.__cause__ if error is self.impossible else error)}
+                return {"unavailable": describe((error is self.impossible and error.__cause__) or error)}
             raise self._failed(f"in {phase.name}", error) from error
 
     def _first_model(self) -> _Model:
@@ -129,40 +133,41 @@ class Side:
             return self._model("float64")
         except WorkerError as error:
             self.impossible = error
-            self.exact.clear()
             return self._model("float32")
 
     def _model(self, precision: str) -> _Model:
         if precision == "float64" and self.impossible:
             raise self.impossible
         if precision not in self.models:
-            tf.keras.backend.clear_session()  # so that the second model's layers get the same names as the first one's
-            tf.keras.backend.set_floatx(precision)
-            tf.keras.mixed_precision.set_global_policy(precision)
-            tf.keras.utils.set_random_seed(self.job.seed)
-            keras = call_factory(self.factory, self.job.factory)
-            if not isinstance(keras, tf.keras.Model):
-                raise MirrorError(
-                    f"The factory {self.job.factory} returned a {type(keras).__name__}, not a keras.Model."
-                )
-            model = _Model(keras, precision, self.inputs, {spec.name: spec.layout for spec in self.job.inputs})
-            uncompiled = model.uncompile()
-            if not keras.built or not keras.weights:
-                try:
-                    model(MAIN)
-                except Exception as error:
-                    raise self._failed("on its main inputs", error) from error
-                model.forget()
-                uncompiled += model.uncompile()  # layers that came into being in a `build`
-            if uncompiled:
-                names = ", ".join(uncompiled)
-                self.notes.append(f"a tf.function that was run eagerly, so that its layers can be seen: {names}")
-            dropped = model.switch_off_dropout()
-            if dropped and not self.models:
-                self.notes.append(f"dropout is off in {dropped} layers: the frameworks draw different masks")
-            self.models[precision] = model
-            self.exact.clear()  # constants of initializers are nobody's concern: the weights are overwritten
+            # Constants of initializers are nobody's concern: the weights are overwritten.
+            with self.exact.unlogged():
+                self.models[precision] = self._built(precision)
         return self.models[precision]
+
+    def _built(self, precision: str) -> _Model:
+        tf.keras.backend.clear_session()  # so that the second model's layers get the same names as the first one's
+        tf.keras.backend.set_floatx(precision)
+        tf.keras.mixed_precision.set_global_policy(precision)
+        tf.keras.utils.set_random_seed(self.job.seed)
+        keras = call_factory(self.factory, self.job.factory)
+        if not isinstance(keras, tf.keras.Model):
+            raise MirrorError(f"The factory {self.job.factory} returned a {type(keras).__name__}, not a keras.Model.")
+        model = _Model(keras, precision, self.inputs, {spec.name: spec.layout for spec in self.job.inputs})
+        uncompiled = model.uncompile()
+        if not keras.built or not keras.weights:
+            try:
+                model(MAIN)
+            except Exception as error:
+                raise self._failed("on its main inputs", error) from error
+            model.forget()
+            uncompiled += model.uncompile()  # layers that came into being in a `build`
+        if uncompiled:
+            names = ", ".join(uncompiled)
+            self.notes.append(f"a tf.function that was run eagerly, so that its layers can be seen: {names}")
+        dropped = model.switch_off_dropout()
+        if dropped and not self.models:
+            self.notes.append(f"dropout is off in {dropped} layers: the frameworks draw different masks")
+        return model
 
     def _place(self, model: _Model) -> None:
         """Settle which of the source's tensors each variable gets."""
@@ -294,7 +299,9 @@ class Side:
 
             return call
 
-        self.exact.on_lowered = (lambda tensor: self._lowered(recorder, tensor)) if phase.precision == "float64" else None
+        self.exact.on_lowered = (
+            (lambda tensor: self._lowered(recorder, tensor)) if phase.precision == "float64" else None
+        )
         try:
             with _wrapped_calls(
                 {path: layer for path, (layer, _) in model.layers.items() if phase.layers or not path}, wrap
@@ -559,7 +566,7 @@ def prepare_framework(threads: int) -> dict[str, Any]:
     return {
         "framework": "tensorflow",
         "version": tf.__version__,
-        "keras": str(getattr(tf.keras, "__version__", getattr(tf.keras, "version", lambda: "?"))),
+        "keras": str(sys.modules[tf.keras.Model.__module__.partition(".")[0]].__version__),
         "build": "CUDA" if tf.test.is_built_with_cuda() else "CPU",
         "accelerators": devices,
         "threads": tf.config.threading.get_intra_op_parallelism_threads(),

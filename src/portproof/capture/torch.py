@@ -268,7 +268,7 @@ class Side:
         )
 
 
-class _LoweringWatch(TorchFunctionMode):
+class _LoweringWatch(TorchFunctionMode):  # type: ignore[misc]  # of torch, which carries no types here
     """Notices operations that take float64 and give less, wherever they hide in a model's own code.
 
     A TorchDispatchMode would see below torch's own functions too, but imports the inductor (1.1 s).

@@ -132,8 +132,8 @@ def _raise_for_misfits(model: Any, path: Path, *, left_over_alone: bool = False)
 
 
 def _keras_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The tensors of a ``.weights.h5`` or ``.keras`` file and their shapes, without the optimizer's and the metrics'."""
-    import h5py
+    """The tensors of a ``.weights.h5`` or ``.keras`` file and their shapes, without those of optimizer and metrics."""
+    import h5py  # type: ignore[import-untyped]  # comes with TensorFlow
 
     found: dict[str, tuple[int, ...]] = {}
 
