@@ -28,6 +28,7 @@ FRAMEWORK_MODULES = {
     ),
     "tensorflow": (
         "capture/tensorflow.py",
+        "capture/keras_model.py",
         "capture/exact.py",
         "models/*/tensorflow_model.py",
         "transfer/tensorflow.py",

@@ -37,6 +37,13 @@ CPU part\t: 0xd40
 """
 
 
+@pytest.fixture
+def nothing_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a fresh process: other tests of this run may have imported a framework."""
+    monkeypatch.setattr(cpu, "FRAMEWORKS", ())
+
+
+@pytest.mark.usefixtures("nothing_loaded")
 def test_isolate_hides_every_accelerator_and_pins_every_pool() -> None:
     environ = {"CUDA_VISIBLE_DEVICES": "0,1", "OMP_NUM_THREADS": "64", "KERAS_BACKEND": "torch"}
     cpu.isolate(2, environ=environ)
@@ -46,6 +53,7 @@ def test_isolate_hides_every_accelerator_and_pins_every_pool() -> None:
     assert environ["KERAS_BACKEND"] == "tensorflow"
 
 
+@pytest.mark.usefixtures("nothing_loaded")
 def test_isolate_leaves_alone_what_changes_numbers_and_what_a_user_made_louder() -> None:
     user = {"ONEDNN_MAX_CPU_ISA": "AVX2", "TF_ENABLE_ONEDNN_OPTS": "0", "TF_CPP_MIN_LOG_LEVEL": "0"}
     environ = dict(user)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,8 @@ _CHECKS = ("parameters", "forward", "stages", "counts", "function", "training", 
 def main() -> None:
     """Run the command line; ends the process with 0 same, 1 differs, 2 could not be judged."""
     debug = "--debug" in sys.argv[1:]
+    # Leaving through SystemExit stops the workers and removes what is half done; 143 is what a shell expects.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         code = cli.main(prog_name="portproof", standalone_mode=False)
     except PortproofError as error:

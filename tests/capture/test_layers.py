@@ -8,7 +8,7 @@ import pytest
 
 tf = pytest.importorskip("tensorflow")
 
-from portproof.capture import tensorflow as capture  # noqa: E402 - after TensorFlow is known to be there
+from portproof.capture import keras_model as capture  # noqa: E402 - after TensorFlow is known to be there
 from portproof.transfer import tensorflow as weights  # noqa: E402
 
 pytestmark = pytest.mark.tensorflow

@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import update_wrapper
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +16,17 @@ from portproof.alignment import pair_parameters
 from portproof.capture import kinds
 from portproof.capture.exact import make_exact
 from portproof.capture.job import MAIN, Job, Weights, other_cases, place
-from portproof.capture.loading import call_factory, describe, load_factory, note_lowered, takes_by_name
-from portproof.capture.recorder import Recorder, flatten
+from portproof.capture.keras_model import (
+    ACTIVATION,
+    KerasModel,
+    Layouts,
+    activation_apart,
+    has_fused_activation,
+    tensors_in,
+    wrapped_calls,
+)
+from portproof.capture.loading import call_factory, describe, load_factory, note_lowered
+from portproof.capture.recorder import Recorder
 from portproof.errors import MirrorError, SetupError, WorkerError
 from portproof.plan import ADAMW, SGD, STEPS, Phase
 from portproof.trace import MODEL, LayerRecord, ParameterRecord, TraceWriter
@@ -27,10 +35,6 @@ from portproof.transfer.checkpoints import load_tensorflow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-
-# The name of a layer's own activation, as Keras calls the attribute.
-ACTIVATION = "activation"
 
 
 class Side:
@@ -47,7 +51,7 @@ class Side:
         self.environment = prepare_framework(job.threads)
         # Before the user's module is imported, so that it finds the exact operations under every name.
         self.exact = make_exact()
-        self.models: dict[str, _Model] = {}
+        self.models: dict[str, KerasModel] = {}
         self.own: dict[str, NDArray[Any]] = {}
         self.impossible: WorkerError | None = None  # why there is no model in float64
         self.first_steps: dict[str, _FirstStep] = {}
@@ -125,7 +129,7 @@ class Side:
                 return {"unavailable": describe((error is self.impossible and error.__cause__) or error)}
             raise self._failed(f"in {phase.name}", error) from error
 
-    def _first_model(self) -> _Model:
+    def _first_model(self) -> KerasModel:
         """The model that is looked at before the phases; the float32 one where float64 is impossible."""
         if not self.job.phases or self.job.phases[0].precision == "float32":
             return self._model("float32")
@@ -135,7 +139,7 @@ class Side:
             self.impossible = error
             return self._model("float32")
 
-    def _model(self, precision: str) -> _Model:
+    def _model(self, precision: str) -> KerasModel:
         if precision == "float64" and self.impossible:
             raise self.impossible
         if precision not in self.models:
@@ -144,7 +148,7 @@ class Side:
                 self.models[precision] = self._built(precision)
         return self.models[precision]
 
-    def _built(self, precision: str) -> _Model:
+    def _built(self, precision: str) -> KerasModel:
         tf.keras.backend.clear_session()  # so that the second model's layers get the same names as the first one's
         tf.keras.backend.set_floatx(precision)
         tf.keras.mixed_precision.set_global_policy(precision)
@@ -152,7 +156,7 @@ class Side:
         keras = call_factory(self.factory, self.job.factory)
         if not isinstance(keras, tf.keras.Model):
             raise MirrorError(f"The factory {self.job.factory} returned a {type(keras).__name__}, not a keras.Model.")
-        model = _Model(keras, precision, self.inputs, {spec.name: spec.layout for spec in self.job.inputs})
+        model = KerasModel(keras, precision, self.inputs, {spec.name: spec.layout for spec in self.job.inputs})
         uncompiled = model.uncompile()
         if not keras.built or not keras.weights:
             try:
@@ -169,7 +173,7 @@ class Side:
             self.notes.append(f"dropout is off in {dropped} layers: the frameworks draw different masks")
         return model
 
-    def _place(self, model: _Model) -> None:
+    def _place(self, model: KerasModel) -> None:
         """Settle which of the source's tensors each variable gets."""
         pairing = pair_parameters(self.weights.records, model.parameters())
         if pairing.only_a or pairing.only_b:
@@ -179,13 +183,13 @@ class Side:
                 raise self._failed("on its main inputs", error) from error
         self.source, self.own = place(self.weights, model.parameters(), weights_tf.read(model.keras))
 
-    def _forward(self, model: _Model, phase: Phase) -> dict[str, Any]:
+    def _forward(self, model: KerasModel, phase: Phase) -> dict[str, Any]:
         for case in other_cases(self.inputs):
-            for i, tensor in enumerate(_tensors(model(case, training=False))):
+            for i, tensor in enumerate(tensors_in(model(case, training=False))):
                 self.writer.add(f"{phase.name}/batch/{case}:{i}", np.asarray(tensor))
         return {"calls": []}
 
-    def _differentiate(self, model: _Model, phase: Phase) -> dict[str, Any]:
+    def _differentiate(self, model: KerasModel, phase: Phase) -> dict[str, Any]:
         inputs = model.inputs(MAIN)
         differentiable = {name: tensor for name, tensor in inputs.items() if tensor.dtype.is_floating}
         layouts = Layouts(tensor for name, tensor in inputs.items() if name in model.moved)
@@ -201,7 +205,7 @@ class Side:
             for tensor in differentiable.values():
                 tape.watch(tensor)
             with self._recording(model, recorder, layouts, phase):
-                outputs = list(_tensors(model.call(inputs, training=phase.training)))
+                outputs = list(tensors_in(model.call(inputs, training=phase.training)))
             loss = objective(outputs, phase.objective)
         sources = [each.variable for each in variables] + list(differentiable.values())
         names = [each.record.name for each in variables] + list(differentiable)
@@ -225,7 +229,7 @@ class Side:
             self.first_steps[phase.precision] = _FirstStep.of(model, arrays[: len(variables)])
         return facts
 
-    def _optimize(self, model: _Model, phase: Phase) -> dict[str, Any]:
+    def _optimize(self, model: KerasModel, phase: Phase) -> dict[str, Any]:
         inputs = model.inputs(MAIN)
         trainable = model.trainable()
         variables = [each.variable for each in trainable]
@@ -242,7 +246,7 @@ class Side:
                 gradients = self.first_steps[phase.precision].take(model)
             else:
                 with tf.GradientTape() as tape:
-                    loss = objective(list(_tensors(model.call(inputs, training=True))), phase.objective)
+                    loss = objective(list(tensors_in(model.call(inputs, training=True))), phase.objective)
                 gradients = _as_arrays(variables, tape.gradient(loss, variables))
             if step == 1:
                 self.first_steps[phase.precision] = _FirstStep.of(model, gradients)
@@ -257,13 +261,13 @@ class Side:
         self._store_buffers(model, phase)
         return {"calls": []}
 
-    def _store_buffers(self, model: _Model, phase: Phase) -> None:
+    def _store_buffers(self, model: KerasModel, phase: Phase) -> None:
         for each in model.variables:
             if not each.record.trainable and tf.as_dtype(each.variable.dtype).is_floating:
                 self.writer.add(f"{phase.name}/buffer/{each.record.name}", each.read())
 
     @contextmanager
-    def _recording(self, model: _Model, recorder: Recorder, layouts: Layouts, phase: Phase) -> Iterator[None]:
+    def _recording(self, model: KerasModel, recorder: Recorder, layouts: Layouts, phase: Phase) -> Iterator[None]:
         """Record the calls of the model's layers while the block runs."""
 
         def wrap(path: str, layer: Any, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -275,13 +279,13 @@ class Side:
                     self._note(f"inside of a tf.function, so not recorded: {name}")
                     return original(*args, **kwargs)
                 recorder.begin(name)
-                given = [(tensor, recorder.key_of(tensor)) for tensor in _tensors((args, kwargs))]
+                given = [(tensor, recorder.key_of(tensor)) for tensor in tensors_in((args, kwargs))]
                 layouts.given(layer, [tensor for tensor, key in given if key is None])
                 if phase.training and isinstance(layer, tf.keras.layers.BatchNormalization):
                     self._store_batch_statistics(phase, path, layer, given[0][0])
 
                 def finish(key: str, taken: list[Any], output: Any) -> None:
-                    produced = list(_tensors(output))
+                    produced = list(tensors_in(output))
                     layouts.returned(layer, [tensor for tensor, _ in given], produced)
                     recorder.call(key, taken, produced)
 
@@ -289,7 +293,7 @@ class Side:
                     output = original(*args, **kwargs)
                     finish(name, given, output)
                     return output
-                with _activation_apart(layer) as between:
+                with activation_apart(layer) as between:
                     output = original(*args, **kwargs)
                 inner = [] if not between else [between[0]]
                 finish(name, given, inner or output)
@@ -303,7 +307,7 @@ class Side:
             (lambda tensor: self._lowered(recorder, tensor)) if phase.precision == "float64" else None
         )
         try:
-            with _wrapped_calls(
+            with wrapped_calls(
                 {path: layer for path, (layer, _) in model.layers.items() if phase.layers or not path}, wrap
             ):
                 yield
@@ -346,210 +350,13 @@ class _FirstStep:
     buffers: dict[str, NDArray[Any]]
 
     @classmethod
-    def of(cls, model: _Model, gradients: list[NDArray[Any]]) -> _FirstStep:
+    def of(cls, model: KerasModel, gradients: list[NDArray[Any]]) -> _FirstStep:
         return cls(gradients, {each.record.name: each.read() for each in model.variables if not each.record.trainable})
 
-    def take(self, model: _Model) -> list[NDArray[Any]]:
+    def take(self, model: KerasModel) -> list[NDArray[Any]]:
         """Put the buffers as the step left them; returns the gradients."""
         model.write(self.buffers)
         return self.gradients
-
-
-class _Model:
-    """One Keras model with its inputs, variables and layers in canonical words."""
-
-    def __init__(
-        self, keras: Any, precision: str, cases: dict[str, dict[str, NDArray[Any]]], layouts: dict[str, str]
-    ) -> None:
-        self.keras = keras
-        self._precision = precision
-        self._cases = cases
-        # torch's NCHW reaches a Keras model as NHWC, unless the mirror says otherwise.
-        self.moved = {name for name, array in cases[MAIN].items() if array.ndim in (4, 5) and layouts[name] == "auto"}
-        self._variables: list[weights_tf.Variable] | None = None
-        self._layers: dict[str, tuple[Any, str | None]] | None = None
-
-    @property
-    def variables(self) -> list[weights_tf.Variable]:
-        if self._variables is None:
-            self._variables = weights_tf.variables(self.keras)
-        return self._variables
-
-    @property
-    def layers(self) -> dict[str, tuple[Any, str | None]]:
-        if self._layers is None:
-            self._layers = weights_tf.layers(self.keras)
-        return self._layers
-
-    def parameters(self) -> list[ParameterRecord]:
-        return [each.record for each in self.variables]
-
-    def trainable(self) -> list[weights_tf.Variable]:
-        return [each for each in self.variables if each.record.trainable]
-
-    def write(self, values: dict[str, NDArray[Any]]) -> None:
-        for each in self.variables:
-            if each.record.name in values:
-                each.write(values[each.record.name])
-
-    def inputs(self, case: str) -> dict[str, Any]:
-        """The inputs of a case as tensors, in the model's precision and layout."""
-        tensors = {}
-        for name, array in self._cases[case].items():
-            native = np.moveaxis(array, 1, -1) if name in self.moved else array
-            dtype = self._precision if native.dtype.kind == "f" else native.dtype
-            tensors[name] = tf.constant(np.ascontiguousarray(native, dtype))
-        return tensors
-
-    def __call__(self, case: str, *, training: bool = False) -> Any:
-        return self.call(self.inputs(case), training=training)
-
-    def call(self, inputs: dict[str, Any], *, training: bool) -> Any:
-        """Call the model: one input as it is, several by name where the model takes them so, else as a list."""
-        if len(inputs) == 1:
-            return self.keras(next(iter(inputs.values())), training=training)
-        if {getattr(each, "name", "").partition(":")[0] for each in getattr(self.keras, "inputs", None) or ()} == set(
-            inputs
-        ):
-            return self.keras(inputs, training=training)
-        if takes_by_name(self.keras.call, inputs):
-            return self.keras(**inputs, training=training)
-        return self.keras(list(inputs.values()), training=training)
-
-    def uncompile(self) -> list[str]:
-        """Let layers whose ``call`` is a tf.function run eagerly from now on; returns their names.
-
-        Keras 3 besides bakes the weights into such a function if it built the layers inside.
-        """
-        found = []
-        for path, (layer, _) in self.layers.items():
-            function = getattr(layer.call, "python_function", None)
-            if function is not None:
-                object.__setattr__(layer, "call", function)
-                found.append(path or MODEL)
-        return found
-
-    def forget(self) -> None:
-        """Look for layers and variables again: building the model has made more of them."""
-        self._layers = self._variables = None
-
-    def switch_off_dropout(self) -> int:
-        """Set the rate of every dropout layer to 0; returns how many there were."""
-        found = [layer for layer, _ in self.layers.values() if kinds.kind(layer) == "dropout" and layer.rate > 0]
-        for layer in found:
-            layer.rate = 0.0
-        return len(found)
-
-    def sort_by_execution(self) -> None:
-        """Put the variables in the order in which their layers are executed, for pairing without names."""
-        order: dict[str, int] = {}
-
-        def wrap(path: str, layer: Any, original: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*args: Any, **kwargs: Any) -> Any:
-                order.setdefault(path, len(order))
-                return original(*args, **kwargs)
-
-            return call
-
-        with _wrapped_calls({path: layer for path, (layer, _) in self.layers.items()}, wrap):
-            self(MAIN)
-
-        def position(each: weights_tf.Variable) -> int:
-            layer = each.record.layer
-            while layer not in order and "." in layer:  # a part of a layer, such as those of a separable convolution
-                layer = layer.rpartition(".")[0]
-            return order.get(layer, len(order))
-
-        self._variables = sorted(self.variables, key=position)
-
-
-@contextmanager
-def _wrapped_calls(
-    layers: dict[str, Any], wrap: Callable[[str, Any, Callable[..., Any]], Callable[..., Any]]
-) -> Iterator[None]:
-    """Put ``wrap(path, layer, call)`` in the place of each layer's ``call``, as an attribute of the instance.
-
-    Unlike ``__call__``, which Python looks up on the class, this also sees models that run a part's ``call`` directly.
-    """
-    # Past Keras' own __setattr__, which would look for variables to track in every function.
-    own = {path: vars(layer)["call"] for path, layer in layers.items() if "call" in vars(layer)}
-    for path, layer in layers.items():
-        # update_wrapper keeps the signature: it says whether the model takes its inputs by name.
-        object.__setattr__(layer, "call", update_wrapper(wrap(path, layer, layer.call), layer.call))
-    try:
-        yield
-    finally:
-        for path, layer in layers.items():
-            if path in own:
-                object.__setattr__(layer, "call", own[path])
-            else:
-                object.__delattr__(layer, "call")
-
-
-def has_fused_activation(layer: Any) -> bool:
-    """Whether the layer applies an activation to its result, which torch writes as a layer or a call of its own."""
-    activation = getattr(layer, "activation", None)
-    if activation is None or isinstance(activation, tf.keras.layers.Layer):
-        return False  # a layer is recorded as such
-    kind = kinds.kind(layer)
-    fusing = kind.startswith(("conv", "separableconv")) or kind in ("linear", "einsumdense")
-    return fusing and kinds.activation_kind(activation) != "identity"
-
-
-@contextmanager
-def _activation_apart(layer: Any) -> Iterator[list[Any]]:
-    """Collects what a layer's own activation is given while the block runs."""
-    given: list[Any] = []
-    activation = layer.activation
-
-    def apply(x: Any, *args: Any, **kwargs: Any) -> Any:
-        given.append(x)
-        return activation(x, *args, **kwargs)
-
-    object.__setattr__(layer, "activation", apply)
-    try:
-        yield given
-    finally:
-        object.__setattr__(layer, "activation", activation)
-
-
-class Layouts:
-    """Which tensors of one run carry their channels last, so that they can be stored channels first.
-
-    A layer with ``data_format`` says so itself; every other layer returns what it was given, if the rank is the same.
-    """
-
-    def __init__(self, channels_last: Iterator[Any]) -> None:
-        self._last: dict[int, Any] = {
-            id(tensor): tensor for tensor in channels_last
-        }  # holds them: an id must not recur
-        self._ranks: set[int] = {len(tensor.shape) for tensor in self._last.values()}
-
-    def given(self, layer: Any, unknown: Sequence[Any]) -> None:
-        """Tensors that came from between the layers: of the layout that their layer expects."""
-        for tensor in unknown:
-            rank = len(tensor.shape)
-            if rank > 2 and (
-                _is_channels_last(layer) or (_data_format(layer) is None and rank in self._ranks and rank > 3)
-            ):
-                self._mark(tensor)
-
-    def returned(self, layer: Any, given: Sequence[Any], produced: Sequence[Any]) -> None:
-        """Outputs of a finished call."""
-        inherited = {len(tensor.shape) for tensor in given if id(tensor) in self._last}
-        for tensor in produced:
-            rank = len(tensor.shape)
-            if rank > 2 and (_is_channels_last(layer) or rank in inherited or (rank > 3 and rank in self._ranks)):
-                self._mark(tensor)
-
-    def to_array(self, tensor: Any) -> NDArray[Any]:
-        """The tensor as a NumPy array in canonical layout."""
-        array = np.asarray(tensor)
-        return np.moveaxis(array, -1, 1) if id(tensor) in self._last else array
-
-    def _mark(self, tensor: Any) -> None:
-        self._last[id(tensor)] = tensor
-        self._ranks.add(len(tensor.shape))
 
 
 def prepare_framework(threads: int) -> dict[str, Any]:
@@ -607,17 +414,3 @@ def _as_arrays(sources: Sequence[Any], gradients: Sequence[Any]) -> list[NDArray
         else np.asarray(tf.convert_to_tensor(gradient))
         for source, gradient in zip(sources, gradients, strict=True)
     ]
-
-
-def _tensors(value: Any) -> Iterator[Any]:
-    return flatten(value, tf.is_tensor)
-
-
-def _data_format(layer: Any) -> str | None:
-    return getattr(layer, "data_format", None)
-
-
-def _is_channels_last(layer: Any) -> bool:
-    if isinstance(layer, tf.keras.layers.Flatten):
-        return False
-    return _data_format(layer) == "channels_last"
