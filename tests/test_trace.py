@@ -249,7 +249,7 @@ def test_other_paths_are_no_traces(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for path in (tmp_path, tmp_path / "file", tmp_path / "absent"):
         assert not is_trace(path)
-        with pytest.raises(TraceError, match=r"is not a trace: it needs to be a folder with a trace\.json"):
+        with pytest.raises(TraceError, match=r"is not a trace, a folder with a trace\.json"):
             Trace.open(path)
 
 

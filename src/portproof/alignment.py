@@ -60,12 +60,31 @@ def pair_parameters(a: Sequence[ParameterRecord], b: Sequence[ParameterRecord]) 
     layers_a = _by_layer(record for record in a if record.name not in pairs)
     layers_b = _by_layer(record for record in b if record.name not in taken)
     by_order: dict[str, str] = {}
-    for layer_a, layer_b in _in_order(
-        list(layers_a), list(layers_b), lambda name: _signature(layers_a[name]), lambda name: _signature(layers_b[name])
+
+    def evidence_a(name: str) -> Hashable:
+        return _signature(layers_a[name])
+
+    def evidence_b(name: str) -> Hashable:
+        return _signature(layers_b[name])
+
+    # In one order as far as that goes; then what is left of a kind of layer that both sides have equally often: one
+    # side may run a branch, such as the projection beside a residual block, earlier than the other.
+    for step in (_in_order, _alike):
+        for layer_a, layer_b in step(list(layers_a), list(layers_b), evidence_a, evidence_b):
+            # The signatures are equal, so this pairs equal roles and shapes; a layer may hold several of one role.
+            rows = (sorted(rows, key=_evidence) for rows in (layers_a[layer_a], layers_b[layer_b]))
+            by_order |= {first.name: second.name for first, second in zip(*rows, strict=True)}
+        layers_a, layers_b = _without(layers_a, by_order), _without(layers_b, by_order.values())
+    # Layers that are alone with their weights' shape: a bias may be missing on one side.
+    for layer_a, layer_b in _alike(
+        list(layers_a),
+        list(layers_b),
+        lambda name: _weight(layers_a[name]),
+        lambda name: _weight(layers_b[name]),
+        most=1,
     ):
-        # The signatures are equal, so this pairs equal roles and shapes; a layer may hold several tensors of one role.
-        rows = (sorted(rows, key=_evidence) for rows in (layers_a[layer_a], layers_b[layer_b]))
-        by_order |= {first.name: second.name for first, second in zip(*rows, strict=True)}
+        roles = {record.role: record.name for record in layers_b[layer_b]}
+        by_order |= {record.name: roles[record.role] for record in layers_a[layer_a] if record.role in roles}
     pairs |= by_order
     taken = set(pairs.values())
     return Pairing(
@@ -144,8 +163,29 @@ def _in_order(
     token_a: Callable[[str], Hashable],
     token_b: Callable[[str], Hashable],
 ) -> list[tuple[str, str]]:
+    """Pairs of equal tokens in one common order."""
     matcher = SequenceMatcher(None, [token_a(name) for name in a], [token_b(name) for name in b], autojunk=False)
     return [(a[block.a + i], b[block.b + i]) for block in matcher.get_matching_blocks() for i in range(block.size)]
+
+
+def _alike(
+    a: Sequence[str],
+    b: Sequence[str],
+    token_a: Callable[[str], Hashable],
+    token_b: Callable[[str], Hashable],
+    most: int | None = None,
+) -> list[tuple[str, str]]:
+    """Pairs of equal tokens that both sides have equally often (and not more than ``most`` times), in order."""
+    groups: dict[Hashable, tuple[list[str], list[str]]] = {}
+    for side, names, token in ((0, a, token_a), (1, b, token_b)):
+        for name in names:
+            groups.setdefault(token(name), ([], []))[side].append(name)
+    return [
+        pair
+        for token, (first, second) in groups.items()
+        if token is not None and len(first) == len(second) and (most is None or len(first) <= most)
+        for pair in zip(first, second, strict=True)
+    ]
 
 
 def _by_layer(records: Iterable[ParameterRecord]) -> dict[str, list[ParameterRecord]]:
@@ -161,3 +201,14 @@ def _signature(records: Sequence[ParameterRecord]) -> Hashable:
 
 def _evidence(record: ParameterRecord) -> tuple[str, tuple[int, ...]]:
     return record.role, record.shape
+
+
+def _without(layers: dict[str, list[ParameterRecord]], names: Iterable[str]) -> dict[str, list[ParameterRecord]]:
+    """The layers of which no tensor is among ``names``."""
+    gone = set(names)
+    return {layer: rows for layer, rows in layers.items() if not any(record.name in gone for record in rows)}
+
+
+def _weight(records: Sequence[ParameterRecord]) -> Hashable:
+    """The shape of the layer's main tensor; ``None``, which pairs nothing, for a layer without one."""
+    return next((record.shape for record in records if record.role == "weight" and len(record.shape) > 1), None)

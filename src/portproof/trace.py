@@ -239,7 +239,9 @@ class Trace:
         """
         path = Path(path)
         if not is_trace(path):
-            raise TraceError(f"{path} is not a trace: it needs to be a folder with a {MANIFEST}, as `--traces` writes.")
+            inside = sorted(str(each) for each in path.glob("*") if is_trace(each)) if path.is_dir() else []
+            hint = f" It holds two: {' and '.join(inside)}." if inside else ""
+            raise TraceError(f"{path} is not a trace, a folder with a {MANIFEST}.{hint}")
         try:
             text = (path / MANIFEST).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

@@ -271,8 +271,8 @@ def test_nothing_to_fall_back_on_is_undecided(make: Any) -> None:
 
 def test_the_summary_claims_no_more_than_was_checked(make: Any) -> None:
     proof = make.measurement("l")
-    assert judge(make.facts(proof)).summary == "the same function"
-    assert judge(make.facts(replace(proof, error_a=1e-7, error_b=1e-7))).summary.startswith("the same model")
+    assert judge(make.facts(proof)).summary == "the same outputs in eval mode, layer by layer"
+    assert judge(make.complete()).summary == "the same model: same function, same precision"
     assert judge(make.facts()).summary == "no difference found in what was checked"
 
 

@@ -38,7 +38,10 @@ def squeezed(text):
 
 def test_the_last_line_is_the_verdict(given):
     count = len(given.report().verdict.checks)
-    assert last_line(shown(given.report())) == f"SAME  demo: same function, same precision ({count} checks, 7.2 s)"
+    assert (
+        last_line(shown(given.report()))
+        == f"SAME  demo: the same outputs in eval mode, layer by layer ({count} checks, 7.2 s)"
+    )
     assert last_line(shown(given.differing())).startswith(
         "DIFFERS  demo: not the same model: 2 checks failed, first in bn ("
     )

@@ -108,12 +108,21 @@ class KerasModel:
         """Look for layers and variables again: building the model has made more of them."""
         self._layers = self._variables = None
 
-    def switch_off_dropout(self) -> int:
-        """Set the rate of every dropout layer to 0; returns how many there were."""
-        found = [layer for layer, _ in self.layers.values() if kinds.kind(layer) == "dropout" and layer.rate > 0]
-        for layer in found:
-            layer.rate = 0.0
-        return len(found)
+    def dropout(self) -> list[str]:
+        """The names of the layers that drop something in training."""
+        return [path for path, (layer, _) in self.layers.items() if kinds.kind(layer) == "dropout" and layer.rate > 0]
+
+    @contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """Let nothing be dropped while the block runs. In eval mode nothing may be, so there it stays as it is."""
+        rates = {path: self.layers[path][0].rate for path in self.dropout()}
+        for path in rates:
+            self.layers[path][0].rate = 0.0
+        try:
+            yield
+        finally:
+            for path, rate in rates.items():
+                self.layers[path][0].rate = rate
 
     def sort_by_execution(self) -> None:
         """Put the variables in the order in which their layers are executed, for pairing without names."""

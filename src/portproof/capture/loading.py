@@ -94,6 +94,11 @@ def note_lowered(notes: list[str], dtype: str) -> None:
         notes.append(text)
 
 
+def dropout_note(layers: Sequence[str]) -> str:
+    """What is said of dropout layers in the notes of a trace."""
+    return f"dropout is off in training mode, for the frameworks draw different masks: {', '.join(layers)}"
+
+
 def takes_by_name(function: Callable[..., Any], names: Iterable[str]) -> bool:
     """Whether ``function`` has a parameter of each of these names, so that several inputs can be passed by name."""
     try:

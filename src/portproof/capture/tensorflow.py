@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from portproof.capture.keras_model import (
     tensors_in,
     wrapped_calls,
 )
-from portproof.capture.loading import call_factory, describe, load_factory, note_lowered
+from portproof.capture.loading import call_factory, describe, dropout_note, load_factory, note_lowered
 from portproof.capture.recorder import Recorder
 from portproof.errors import MirrorError, SetupError, WorkerError
 from portproof.plan import ADAMW, SGD, STEPS, Phase
@@ -119,11 +119,12 @@ class Side:
             model = self._model(phase.precision)
             values = getattr(self.weights, phase.weights)
             model.write(self.own | {name: values[source] for name, source in self.source.items()})
-            if phase.batches:
-                return self._forward(model, phase)
-            if phase.optimizer:
-                return self._optimize(model, phase)
-            return self._differentiate(model, phase)
+            with model.without_dropout() if phase.training else nullcontext():
+                if phase.batches:
+                    return self._forward(model, phase)
+                if phase.optimizer:
+                    return self._optimize(model, phase)
+                return self._differentiate(model, phase)
         except Exception as error:
             if phase.precision == "float64":
                 return {"unavailable": describe((error is self.impossible and error.__cause__) or error)}
@@ -168,9 +169,9 @@ class Side:
         if uncompiled:
             names = ", ".join(uncompiled)
             self.notes.append(f"a tf.function that was run eagerly, so that its layers can be seen: {names}")
-        dropped = model.switch_off_dropout()
+        dropped = model.dropout()
         if dropped and not self.models:
-            self.notes.append(f"dropout is off in {dropped} layers: the frameworks draw different masks")
+            self.notes.append(dropout_note(dropped))
         return model
 
     def _place(self, model: KerasModel) -> None:

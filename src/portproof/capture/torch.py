@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from portproof.capture import kinds
 from portproof.capture.exact_torch import make_exact
 from portproof.capture.excite import excite
 from portproof.capture.job import MAIN, Job, Weights, other_cases, place
-from portproof.capture.loading import call_factory, describe, load_factory, note_lowered, takes_by_name
+from portproof.capture.loading import call_factory, describe, dropout_note, load_factory, note_lowered, takes_by_name
 from portproof.capture.recorder import Recorder, flatten
 from portproof.errors import MirrorError, SetupError, WorkerError
 from portproof.plan import ADAMW, SGD, STEPS, Phase
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 _LOWER = (torch.float32, torch.bfloat16, torch.float16)
+# Modules call these too, so that replacing them covers both.
+_DROPOUT_FUNCTIONS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
 _DROPOUT = (torch.nn.modules.dropout._DropoutNd,)
 
 
@@ -53,7 +55,9 @@ class Side:
                 f"The factory {self.job.factory} returned a {type(model).__name__}, not a torch.nn.Module."
             )
         self.model = model.cpu().float()
-        self._switch_off_dropout()
+        dropped = [path for path, module in self.model.named_modules() if isinstance(module, _DROPOUT) and module.p > 0]
+        if dropped:
+            self.notes.append(dropout_note(dropped))
         self.paths = dict(self.model.named_modules())
         self.inputs = self.job.load_inputs()
         self.order = self._execution_order()
@@ -109,11 +113,12 @@ class Side:
         self.model.train(phase.training)
         self.model.zero_grad(set_to_none=True)
         try:
-            if phase.batches:
-                return self._forward(phase, dtype)
-            if phase.optimizer:
-                return self._optimize(phase, dtype)
-            return self._differentiate(phase, dtype)
+            with self._without_dropout() if phase.training else nullcontext():
+                if phase.batches:
+                    return self._forward(phase, dtype)
+                if phase.optimizer:
+                    return self._optimize(phase, dtype)
+                return self._differentiate(phase, dtype)
         except Exception as error:
             if phase.precision == "float64":
                 return {"unavailable": describe(error)}
@@ -254,12 +259,18 @@ class Side:
             handle.remove()
         return order
 
-    def _switch_off_dropout(self) -> None:
-        found = [module for module in self.model.modules() if isinstance(module, _DROPOUT) and module.p > 0]
-        for module in found:
-            module.p = 0.0
-        if found:
-            self.notes.append(f"dropout is off in {len(found)} layers: the frameworks draw different masks")
+    @contextmanager
+    def _without_dropout(self) -> Iterator[None]:
+        """Let nothing be dropped while the block runs. In eval mode nothing may be, so there it stays as it is."""
+        functional = torch.nn.functional
+        originals = {name: getattr(functional, name) for name in _DROPOUT_FUNCTIONS}
+        for name in _DROPOUT_FUNCTIONS:
+            setattr(functional, name, lambda input, *_, **__: input)
+        try:
+            yield
+        finally:
+            for name, original in originals.items():
+                setattr(functional, name, original)
 
     def _failed(self, where: str, error: Exception) -> WorkerError:
         shapes = ", ".join(f"{spec.name} {spec.shape}" for spec in self.job.inputs)

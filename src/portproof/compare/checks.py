@@ -182,6 +182,17 @@ def same_shape(a: Sequence[int], b: Sequence[int]) -> bool:
     return drop[0] == drop[1] or list(a) == moved
 
 
+def dropout(facts: Facts) -> Check | None:
+    """Paired dropout layers drop as much on both sides; in training mode they are off, so nothing else would tell."""
+    wrong = [row for row in facts.settings if row["setting"] == "p"]
+    details = tuple(f"{row['layer']}: {row['a']} in the original, {row['b']} in the port" for row in wrong)
+    if not wrong:
+        return None
+    return Check(
+        "dropout", "dropout rates", FAIL, f"{len(wrong)} differ", "equal", wrong[0]["layer"], len(wrong), details
+    )
+
+
 def coverage(facts: Facts) -> Check:
     """Which layers have no counterpart; a note, for a port may be built otherwise and still be the same."""
     s = facts.structure

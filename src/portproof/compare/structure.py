@@ -68,8 +68,19 @@ def layer_settings(pairs: Pairs) -> Iterator[dict[str, Any]]:
             continue
         for key, value in record.settings.items():
             value_b = settings_b[other].get(key, value)
-            if value != value_b and not (key == "momentum" and _close(value, value_b)):
+            alike = (key == "momentum" and _close(value, value_b)) or (
+                key == "padding" and _same(record.settings, value_b)
+            )
+            if value != value_b and not alike:
                 yield {"layer": record.name, "setting": key, "a": value, "b": value_b}
+
+
+def _same(settings: dict[str, Any], padding: Any) -> bool:
+    """Whether 'same' padding is what the original's number comes to: at stride 1, half of an odd kernel."""
+    kernel = settings.get("kernel_size")
+    if padding != "same" or not isinstance(kernel, int) or settings.get("stride") != 1:
+        return False
+    return bool(settings.get("dilation", 1) == 1 and settings.get("padding") == (kernel - 1) / 2)
 
 
 def _close(a: Any, b: Any) -> bool:

@@ -72,6 +72,7 @@ def judge(facts: Facts, policy: Policy | None = None) -> Verdict:
         checks.parameters(facts),
         checks.weights(facts),
         checks.stages(facts),
+        checks.dropout(facts),
         checks.coverage(facts),
         *checks.finite(facts),
     ]
@@ -117,9 +118,9 @@ def _sum_up(answers: Sequence[Check], divergence: Divergence | None, policy: Pol
         )
         return Verdict(UNDECIDED, summary, tuple(answers), divergence, policy)
     summary = "the same model: same function, same precision"
-    if "precision" not in judged:
-        summary = "the same function"
-    if "function" not in judged:
+    if not {"function", "training", "batchnorm", "sgd", "adamw", "precision"} <= judged:
+        summary = "the same outputs in eval mode, layer by layer"
+    if "function-layers" not in {check.name for check in answers}:
         summary = "no difference found in what was checked"
     if not proof:
         summary = "no difference found in float32; a float64 proof was not possible"

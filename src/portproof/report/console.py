@@ -53,7 +53,9 @@ class _Section:
         return any(check.name == name or check.name.startswith((f"{name}-", f"{name}.")) for name in self.names)
 
 
-_STRUCTURE = _Section("structure", ("cpu", "parameters", "weights", "stages", "coverage", "forward", "float64"))
+_STRUCTURE = _Section(
+    "structure", ("cpu", "parameters", "weights", "stages", "dropout", "coverage", "forward", "float64")
+)
 _SECTIONS = (
     _STRUCTURE,
     _Section(

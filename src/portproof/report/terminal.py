@@ -34,7 +34,13 @@ def console_for(stream: TextIO) -> Console:
     if isinstance(stream, TextIOWrapper):
         stream.reconfigure(errors="replace")  # a name that the terminal cannot show must not end the report
     known = stream.isatty() or "COLUMNS" in os.environ
-    return Console(file=stream, width=None if known else _UNWATCHED_WIDTH, highlight=False, emoji=False)
+    return _Console(file=stream, width=None if known else _UNWATCHED_WIDTH, highlight=False, emoji=False)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command line, where rich would end the process with 1: the code for models that differ."""
+        raise BrokenPipeError
 
 
 def render_error(error: PortproofError, *, console: Console | None = None, debug: bool = False) -> None:

@@ -63,6 +63,8 @@ def read_pickle(path: Path) -> dict[str, NDArray[Any]]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if path.read_bytes()[:1] not in (b"P", b"\x80"):  # a zip file, or the start of any pickle that torch wrote
+            raise CheckpointError(f"{path} is not a torch checkpoint, or is broken.") from error
         raise CheckpointError(
             f"{path} holds more than tensors, and loading it could execute code: refused. Save it again with "
             "torch.save(model.state_dict(), ...), or as .safetensors."
