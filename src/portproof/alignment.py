@@ -61,20 +61,23 @@ def pair_parameters(a: Sequence[ParameterRecord], b: Sequence[ParameterRecord]) 
     layers_b = _by_layer(record for record in b if record.name not in taken)
     by_order: dict[str, str] = {}
 
-    def evidence_a(name: str) -> Hashable:
-        return _signature(layers_a[name])
-
-    def evidence_b(name: str) -> Hashable:
-        return _signature(layers_b[name])
-
-    # In one order as far as that goes; then what is left of a kind of layer that both sides have equally often: one
-    # side may run a branch, such as the projection beside a residual block, earlier than the other.
-    for step in (_in_order, _alike):
-        for layer_a, layer_b in step(list(layers_a), list(layers_b), evidence_a, evidence_b):
-            # The signatures are equal, so this pairs equal roles and shapes; a layer may hold several of one role.
-            rows = (sorted(rows, key=_evidence) for rows in (layers_a[layer_a], layers_b[layer_b]))
-            by_order |= {first.name: second.name for first, second in zip(*rows, strict=True)}
-        layers_a, layers_b = _without(layers_a, by_order), _without(layers_b, by_order.values())
+    context_a, context_b = _contexts(a), _contexts(b)
+    # With the layer before it as evidence first (a BatchNorm belongs to its convolution), then without. In one order as
+    # far as that goes, then what is left of a kind of layer that both sides have equally often: one side may run a
+    # branch, such as the projection beside a residual block, earlier than the other.
+    for in_context in (True, False):
+        for step in (_in_order, _alike):
+            evidence_a, evidence_b = (
+                {name: (_signature(rows), context[name] if in_context else ()) for name, rows in layers.items()}
+                for layers, context in ((layers_a, context_a), (layers_b, context_b))
+            )
+            for layer_a, layer_b in step(
+                list(layers_a), list(layers_b), evidence_a.__getitem__, evidence_b.__getitem__
+            ):
+                # The signatures are equal, so this pairs equal roles and shapes; a layer may hold several of one role.
+                rows = (sorted(rows, key=_evidence) for rows in (layers_a[layer_a], layers_b[layer_b]))
+                by_order |= {first.name: second.name for first, second in zip(*rows, strict=True)}
+            layers_a, layers_b = _without(layers_a, by_order), _without(layers_b, by_order.values())
     # Layers that are alone with their weights' shape: a bias may be missing on one side.
     for layer_a, layer_b in _alike(
         list(layers_a),
@@ -212,3 +215,10 @@ def _without(layers: dict[str, list[ParameterRecord]], names: Iterable[str]) -> 
 def _weight(records: Sequence[ParameterRecord]) -> Hashable:
     """The shape of the layer's main tensor; ``None``, which pairs nothing, for a layer without one."""
     return next((record.shape for record in records if record.role == "weight" and len(record.shape) > 1), None)
+
+
+def _contexts(records: Sequence[ParameterRecord]) -> dict[str, Hashable]:
+    """For every layer, what the layer before it looks like."""
+    layers = _by_layer(records)
+    before: list[Hashable] = [None, *(_signature(rows) for rows in layers.values())]
+    return dict(zip(layers, before, strict=False))

@@ -126,15 +126,18 @@ class Manifest:
             raise TraceError(f"{source} has schema {schema!r}, this version reads {SCHEMA!r}: capture it again.")
         if digest != _digest(json.dumps(body, separators=(",", ":"))):
             raise TraceError(f"{source} was changed after it was written: capture it again.")
-        body["parameters"] = tuple(ParameterRecord(**_tuples(row, "shape")) for row in body["parameters"])
-        body["layers"] = tuple(LayerRecord(**row) for row in body["layers"])
-        body["calls"] = {
-            phase: tuple(CallRecord(**_tuples(row, "inputs", "outputs")) for row in rows)
-            for phase, rows in body["calls"].items()
-        }
-        body["tensors"] = {key: TensorInfo(**_tuples(row, "shape")) for key, row in body["tensors"].items()}
-        body["notes"], body["shards"] = tuple(body["notes"]), tuple(body["shards"])
-        return cls(**body, recorded=recorded)
+        try:
+            body["parameters"] = tuple(ParameterRecord(**_tuples(row, "shape")) for row in body["parameters"])
+            body["layers"] = tuple(LayerRecord(**row) for row in body["layers"])
+            body["calls"] = {
+                phase: tuple(CallRecord(**_tuples(row, "inputs", "outputs")) for row in rows)
+                for phase, rows in body["calls"].items()
+            }
+            body["tensors"] = {key: TensorInfo(**_tuples(row, "shape")) for key, row in body["tensors"].items()}
+            body["notes"], body["shards"] = tuple(body["notes"]), tuple(body["shards"])
+            return cls(**body, recorded=recorded)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise TraceError(f"{source} lacks what a trace holds ({error!r}): capture it again.") from error
 
 
 class TraceWriter:
@@ -247,6 +250,8 @@ class Trace:
         except (OSError, UnicodeDecodeError) as error:
             raise TraceError(f"{path / MANIFEST} cannot be read ({error}): capture it again.") from error
         manifest = Manifest.from_json(text, path / MANIFEST)
+        if any(not 0 <= info.shard < len(manifest.shards) for info in manifest.tensors.values()):
+            raise TraceError(f"{path / MANIFEST} names a shard that there is not: capture it again.")
         for index, digest in enumerate(manifest.shards):
             shard = path / shard_name(index)
             if not shard.is_file():

@@ -74,7 +74,9 @@ def excite(model: torch.nn.Module, run: Callable[[], Any], seed: int) -> None:
         output = run()
         for module, produced in last:
             if produced is output and module.bias is not None:
-                centre = produced.reshape(-1, produced.shape[-1]).mean(0)
+                rows = produced.reshape(-1, produced.shape[-1])
+                # A single row would be centred to rounding noise.
+                centre = rows.mean(0) if len(rows) > 1 else torch.zeros_like(rows[0])
                 module.bias -= torch.where(centre.isfinite(), centre, 0.0)
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.is_floating_point():

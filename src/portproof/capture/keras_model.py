@@ -125,18 +125,36 @@ class KerasModel:
                 self.layers[path][0].rate = rate
 
     def sort_by_execution(self) -> None:
-        """Put the variables in the order in which their layers are executed, for pairing without names."""
-        order: dict[str, int] = {}
+        """Put the variables in the order in which data flows through their layers, for pairing without names.
+
+        That is the order of execution, but a layer comes right behind the one that feeds it alone: functional models
+        run their branches side by side, where a torch model runs one after the other.
+        """
+        executed: list[str] = []
+        made_by: dict[int, tuple[str, Any]] = {}  # holds the tensors: an id must not recur
+        fed: dict[str, list[str]] = {}
 
         def wrap(path: str, layer: Any, original: Callable[..., Any]) -> Callable[..., Any]:
             def call(*args: Any, **kwargs: Any) -> Any:
-                order.setdefault(path, len(order))
-                return original(*args, **kwargs)
+                executed.append(path)
+                for tensor in tensors_in((args, kwargs)):
+                    if id(tensor) in made_by:
+                        fed.setdefault(made_by[id(tensor)][0], []).append(path)
+                output = original(*args, **kwargs)
+                for tensor in tensors_in(output):
+                    made_by.setdefault(id(tensor), (path, tensor))
+                return output
 
             return call
 
         with wrapped_calls({path: layer for path, (layer, _) in self.layers.items()}, wrap):
             self(MAIN)
+        order: dict[str, int] = {}
+        for first in executed:
+            path: str | None = first
+            while path is not None and path not in order:
+                order[path] = len(order)
+                path = fed[path][0] if len(fed.get(path, ())) == 1 else None
 
         def position(each: weights_tf.Variable) -> int:
             layer = each.record.layer

@@ -24,6 +24,12 @@ from portproof import errors
 _ERROR = "error.json"
 
 
+def can_fork() -> bool:
+    """Whether this process may be forked: on Linux, as long as it has no other thread (OpenMP starts some for itself
+    when it is given more than one)."""
+    return sys.platform == "linux" and len(os.listdir("/proc/self/task")) == 1
+
+
 @contextmanager
 def forked(
     lanes: Sequence[Sequence[Any]], work: Callable[[Sequence[Any], Path], None], trace: Path
@@ -59,8 +65,6 @@ def forked(
 
 
 def _fork(phases: Sequence[Any], folder: Path, work: Callable[[Sequence[Any], Path], None]) -> int:
-    if len(os.listdir("/proc/self/task")) > 1:
-        raise errors.WorkerError("The framework started threads while it was imported: run with --lanes 1.")
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()

@@ -177,7 +177,7 @@ class Side:
     def _place(self, model: KerasModel) -> None:
         """Settle which of the source's tensors each variable gets."""
         pairing = pair_parameters(self.weights.records, model.parameters())
-        if pairing.only_a or pairing.only_b:
+        if pairing.by_order or pairing.only_a or pairing.only_b:
             try:
                 model.sort_by_execution()
             except Exception as error:
@@ -185,9 +185,23 @@ class Side:
         self.source, self.own = place(self.weights, model.parameters(), weights_tf.read(model.keras))
 
     def _forward(self, model: KerasModel, phase: Phase) -> dict[str, Any]:
+        def wrap(path: str, layer: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                given = list(tensors_in((args, kwargs)))
+                layouts.given(layer, given)
+                output = original(*args, **kwargs)
+                layouts.returned(layer, given, list(tensors_in(output)))
+                return output
+
+            return call
+
         for case in other_cases(self.inputs):
-            for i, tensor in enumerate(tensors_in(model(case, training=False))):
-                self.writer.add(f"{phase.name}/batch/{case}:{i}", np.asarray(tensor))
+            inputs = model.inputs(case)
+            layouts = Layouts(tensor for name, tensor in inputs.items() if name in model.moved)
+            with wrapped_calls({path: layer for path, (layer, _) in model.layers.items()}, wrap):
+                outputs = list(tensors_in(model.call(inputs, training=False)))
+            for i, tensor in enumerate(outputs):
+                self.writer.add(f"{phase.name}/batch/{case}:{i}", layouts.to_array(tensor))
         return {"calls": []}
 
     def _differentiate(self, model: KerasModel, phase: Phase) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from portproof import cpu
-from portproof.capture.lanes import forked
+from portproof.capture.lanes import can_fork, forked
 from portproof.errors import PortproofError, SetupError, WorkerError
 from portproof.plan import Phase, deal
 from portproof.trace import CallRecord, Manifest, TraceWriter
@@ -71,7 +71,7 @@ def _run(job_file: Path, events: IO[str]) -> None:
     gc.freeze()
     gc.enable()
     capture = Capture(job, module, events, time.perf_counter() - started)
-    lanes = deal(job.phases, job.lanes if sys.platform == "linux" else 1)
+    lanes = deal(job.phases, job.lanes if can_fork() else 1)
     with TraceWriter(job.trace) as writer, forked(lanes[1:], capture.run_lane, job.trace) as others:
         found = capture.run_phases(lanes[0], writer)
         for part in others():

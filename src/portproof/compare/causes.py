@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _PHASE = "float64.eval"
 _AGREES, _DIFFERS = 1e-12, 1e-11
 _FITS = 1e-6  # a prediction is computed here, in NumPy, and only has to be much closer than the defect is large
+_EARLIER = 6  # how many earlier outputs may have been the input of an activation
 _MOST = 3  # later divergences are mostly consequences
 
 _erf = np.frompyfunc(math.erf, 1, 1)
@@ -35,10 +36,17 @@ def likely_causes(
 ) -> Iterator[Cause]:
     """Causes for the first layers that diverge although their inputs agree."""
     tried = 0
+    agreeing: list[str] = []  # outputs of earlier layers on which both sides agree
     for facts, (call, other) in zip(calls.get(_PHASE, ()), pairs.calls(_PHASE), strict=True):
         inputs = [measurements[key].distance.relative for key in facts.inputs if key]
         outputs = [measurements[key].distance.relative for key in facts.outputs]
-        if max(outputs, default=0.0) <= _DIFFERS or max(inputs, default=0.0) > _AGREES:
+        if max(outputs, default=0.0) <= _DIFFERS:
+            agreeing += call.outputs
+            continue
+        if max(inputs, default=0.0) > _AGREES:
+            if tried == 0 and (text := _between(pairs, call, other, agreeing)):
+                yield Cause(facts.layer, text)
+                tried += 1
             continue
         texts = list(_explain(pairs, facts, call, other))
         if not texts and facts.leaf and facts.kind_a != facts.kind_b:
@@ -48,6 +56,28 @@ def likely_causes(
         tried += 1
         if tried == _MOST:
             return
+
+
+def _between(pairs: Pairs, call: CallRecord, other: CallRecord, agreeing: Sequence[str]) -> str:
+    """What was computed in front of a layer, outside of any: two activations of one earlier output; empty if not."""
+    x_a, x_b = (_tensor(side, record.inputs[0]) for side, record in ((pairs.a, call), (pairs.b, other)))
+    if x_a is None or x_b is None:
+        return ""
+    x_b, _ = same_layout(x_a, x_b)
+    known: dict[str, Callable[[Array], Array]] = {"nothing": lambda x: x, **_ACTIVATIONS}
+    for key in agreeing[: -_EARLIER - 1 : -1]:
+        earlier = _tensor(pairs.a, key)
+        if earlier is None or earlier.shape != x_a.shape or x_a.shape != x_b.shape:
+            continue
+        with np.errstate(all="ignore"):
+            results = {name: function(earlier) for name, function in known.items()}
+        named = [
+            next((name for name, result in results.items() if relative_error(result, x) < _FITS), "")
+            for x in (x_a, x_b)
+        ]
+        if all(named) and named[0] != named[1]:
+            return f"in front of it the port computes {named[1]} where the original computes {named[0]}"
+    return ""
 
 
 def _explain(pairs: Pairs, facts: CallFacts, call: CallRecord, other: CallRecord) -> Iterator[str]:
@@ -82,6 +112,9 @@ def _predictions(
 ) -> Iterator[tuple[str, Array]]:
     yield "the layer does nothing in the port: its output is its input", x
     yield "the sign is flipped", -y_a
+    if y_a.ndim == 2:
+        shifted = np.exp(y_a - y_a.max(1, keepdims=True))
+        yield "the port applies a softmax that the original does not", shifted / shifted.sum(1, keepdims=True)
     if kind == "batchnorm" and {"running_mean", "running_var"} <= set(weights):
         yield from _batchnorm(x, y_b, weights, float(settings.get("eps", 1e-5)))
     elif kind in ("conv2d", "linear", "conv1d", "conv3d"):

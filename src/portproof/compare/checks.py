@@ -97,8 +97,13 @@ def fallback(by_group: dict[tuple[str, str], list[Measurement]], policy: Policy)
         ("outputs", "float32.eval", "fallback-layers", "every layer's output, float32 (no float64 proof)"),
         ("batches", "float32.forward", "fallback-batches", "logits of every batch, float32 (no float64 proof)"),
         ("gradients", "float32.eval", "fallback-gradients", "gradient of every parameter, float32 (no float64 proof)"),
+        ("gradients", "float32.train", "fallback-training", "gradients in training mode, float32 (no float64 proof)"),
+        ("buffers", "float32.train", "fallback-statistics", "BatchNorm running means, float32 (no float64 proof)"),
     ):
-        if found := by_group.get((phase, group)):
+        found = by_group.get((phase, group), [])
+        if group == "buffers":  # the rule of the running variance is measured in float64 alone
+            found = [each for each in found if not each.name.endswith("running_var")]
+        if found:
             limit = partial(limit32, policy=policy)
             worst = max(found, key=lambda each: each.distance.relative / limit(each))
             wrong = [each for each in found if not each.distance.relative <= limit(each)]
@@ -112,6 +117,25 @@ def fallback(by_group: dict[tuple[str, str], list[Measurement]], policy: Policy)
                 len(found),
                 tuple(_pair(each) for each in wrong[:8]),
             )
+
+
+def before_the_cast(facts: Facts) -> list[Measurement]:
+    """Layer outputs that no cast to a lower precision can have reached: those before the first layer that casts."""
+    if any("float64.eval" in phases for phases in facts.unavailable.values()):
+        return []
+    coarse = {*facts.coarse["a"], *facts.coarse["b"]}
+    keys: list[str] = []
+    for call in facts.calls.get("float64.eval", ()):
+        if coarse & {call.layer, call.other}:
+            break
+        keys += call.outputs
+    return [each for each in facts.measurements if each.key in set(keys)]
+
+
+def not_judged(titles: Sequence[str]) -> Check:
+    """What only a float64 proof could have answered."""
+    title = "questions that only float64 answers"
+    return Check("fallback-open", title, NOTE, f"{len(titles)} open", details=(f"not judged: {'; '.join(titles)}",))
 
 
 def isolation(facts: Facts) -> Check:
@@ -180,6 +204,18 @@ def same_shape(a: Sequence[int], b: Sequence[int]) -> bool:
     drop = [[size for size in shape if size != 1] for shape in (a, b)]
     moved = [b[0], b[-1], *b[1:-1]] if len(b) > 2 else list(b)
     return drop[0] == drop[1] or list(a) == moved
+
+
+def outputs(facts: Facts) -> Check | None:
+    """Both models return as many tensors; and which phases only one trace has."""
+    found = [f"only in the {word}: {each}" for name, word in _WORDS.items() for each in facts.alone[name]]
+    if not found:
+        return None
+    wrong = [each for each in found if "the phase " not in each]
+    status = FAIL if wrong else NOTE
+    return Check(
+        "outputs", "outputs and phases of both sides", status, f"{len(found)} alone", "none", details=tuple(found)
+    )
 
 
 def dropout(facts: Facts) -> Check | None:

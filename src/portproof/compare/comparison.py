@@ -15,7 +15,7 @@ from portproof.compare.measure import distance, relative_error
 from portproof.compare.pairing import Pairs, same_layout, same_shape
 from portproof.compare.structure import describe_structure, layer_settings
 from portproof.errors import TraceError
-from portproof.trace import CallRecord, Trace
+from portproof.trace import MODEL, CallRecord, Trace
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _TWIN = {"float64.eval": "float32.eval", "float64.train": "float32.train", "float64.forward": "float32.forward"}
 
 
+_LEAST_SHARE = 1e-4  # of the largest gradient in the model, per value
 _SAMPLES = "float32.forward/batch/samples:0"
 _FEW = 16  # outputs that still fit beside each other
 
@@ -64,7 +65,26 @@ def compare(a: Trace, b: Trace) -> Facts:
         coarse=coarse,
         causes=tuple(likely_causes(pairs, comparison.measurements, comparison.calls)),
         samples=_samples(pairs),
+        alone={"a": _alone(a, b), "b": _alone(b, a)},
     )
+
+
+def _alone(trace: Trace, other: Trace) -> tuple[str, ...]:
+    """Phases and model outputs that ``other`` does not have."""
+    found = [f"the phase {phase}" for phase in trace.phases() if phase not in other.phases()]
+    for phase in (phase for phase in trace.phases() if phase in other.phases()):
+        batches = [name for name in trace.names(phase, "batch") if f"{phase}/batch/{name}" not in other]
+        found += [f"the output {name} of {phase}" for name in batches if other.names(phase, "batch")]
+        counts = [_model_outputs(each, phase) for each in (trace, other)]
+        if counts[1] and counts[0] > counts[1]:
+            found.append(f"{counts[0]} outputs in {phase}, where the other side has {counts[1]}")
+    return tuple(found)
+
+
+def _model_outputs(trace: Trace, phase: str) -> int:
+    """How many tensors the model returned."""
+    calls = [call for call in trace.manifest.calls.get(phase, ()) if call.layer == MODEL]
+    return sum(not key.startswith("inner/") for key in calls[0].outputs) if calls else 0
 
 
 def _check_same_experiment(a: Trace, b: Trace) -> None:
@@ -79,6 +99,11 @@ def _check_same_experiment(a: Trace, b: Trace) -> None:
             f"{a.path} and {b.path} have no experiment in common: one holds {', '.join(a.phases())}, the other "
             f"{', '.join(b.phases())}. Capture both with the same --only."
         )
+    for phase in set(a.phases()) & set(b.phases()):
+        for name in a.names(phase, "source"):
+            key = f"{phase}/source/{name}"
+            if key not in b or not np.array_equal(a.tensor(key), b.tensor(key)):
+                raise TraceError(f"{a.path} and {b.path} were captured with different inputs {name!r}.")
 
 
 class _Comparison:
@@ -99,10 +124,12 @@ class _Comparison:
         for name in self.a.names(phase, "batch"):
             if f"{phase}/batch/{name}" in self.b:
                 self._add(phase, "batches", f"batch/{name}", f"batch/{name}", layer="")
+        floor = self._gradient_floor(phase)
         for what, group in (("loss", "loss"), ("input-gradient", "input-gradient")):
             for name in self.a.names(phase, what):
                 if f"{phase}/{what}/{name}" in self.b:
-                    self._add(phase, group, f"{what}/{name}", f"{what}/{name}", layer="")
+                    least = 0.0 if group == "loss" else floor * math.sqrt(self.a.tensor(f"{phase}/{what}/{name}").size)
+                    self._add(phase, group, f"{what}/{name}", f"{what}/{name}", layer="", least_scale=least)
         self._measure_parameters(phase)
 
     def _measure_calls(self, phase: str) -> None:
@@ -174,12 +201,23 @@ class _Comparison:
             if value.size:
                 rms[layer] = max(rms.get(layer, 0.0), float(np.linalg.norm(value)) / math.sqrt(value.size))
         sizes = {record.name: record.size for record in self.a.manifest.parameters}
+        # A layer that is rounding noise as a whole has nothing of its own to be related to.
+        floor = _LEAST_SHARE * max(rms.values(), default=0.0)
         return {
-            name: max(own.get(name, 0.0), rms.get(self._owner[name], 0.0) * math.sqrt(sizes[name])) for name in names
+            name: max(own.get(name, 0.0), max(rms.get(self._owner[name], 0.0), floor) * math.sqrt(sizes[name]))
+            for name in names
         }
 
+    def _gradient_floor(self, phase: str) -> float:
+        """What the gradient of an input is at least related to, per value: it is zero where BatchNorm cancels it."""
+        scales = (value for _, value in self.a.items(phase, "gradient"))
+        return _LEAST_SHARE * max(
+            (float(np.sqrt(np.mean(np.square(value)))) for value in scales if value.size), default=0.0
+        )
+
     def _start(self, trace: Trace, name: str) -> NDArray[Any]:
-        return trace.tensor(f"weights/excited/{name}").astype(np.float64)
+        key = f"weights/excited/{name}"  # absent where the other side's value did not fit
+        return trace.tensor(key).astype(np.float64) if key in trace else np.zeros(())
 
     def _add(self, phase: str, group: str, key_a: str, key_b: str, *, layer: str, least_scale: float = 0.0) -> str:
         key = _measurement_key(phase, group, key_a, key_b)

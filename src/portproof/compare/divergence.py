@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from portproof.compare.facts import CallFacts, Facts, Measurement, provable
+from portproof.compare.facts import MODEL, CallFacts, Facts, Measurement, provable
 
 # Where to look, in order: the forward passes first, for what goes wrong there shows up in everything after it.
 _FORWARD = ("float64.eval", "float64.train", "float32.eval")
@@ -75,7 +75,9 @@ def _in_calls(
         if wrong is None:
             continue
         if not any(key is not None and differs(measurements[key]) for key in call.inputs):
-            return call, wrong, True
+            # If only the model as a whole qualifies, its own code between the layers is wrong: the first layer that
+            # sees it says where.
+            return first if first and call.layer == MODEL else (call, wrong, True)
         first = first or (call, wrong, False)
     return first
 

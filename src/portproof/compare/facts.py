@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+MODEL = "(model)"  # what a model as a whole is called among its layers, as in a trace
+
 
 @dataclass(frozen=True, slots=True)
 class Distance:
@@ -101,7 +103,8 @@ class Cause:
 class Facts:
     """The whole comparison of two traces; `to_json` and `from_json` are exact inverses.
 
-    ``samples`` holds each side's float32 output for the real examples, one row each, where outputs are short.
+    ``alone`` names phases and model outputs that only one side has. ``samples`` holds each side's float32 output for
+    the real examples, one row each, where outputs are short.
     """
 
     sides: dict[str, dict[str, Any]]
@@ -116,6 +119,7 @@ class Facts:
     coarse: dict[str, tuple[str, ...]]
     causes: tuple[Cause, ...] = field(default=())
     samples: dict[str, list[list[float]]] = field(default_factory=dict)
+    alone: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"a": (), "b": ()})
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -137,6 +141,7 @@ class Facts:
                 "batchnorm": tuple(body["batchnorm"]),
                 "settings": tuple(body["settings"]),
                 "coarse": _tuples(body["coarse"]),
+                "alone": _tuples(body["alone"]),
                 "causes": tuple(Cause(**row) for row in body["causes"]),
             }
         )

@@ -83,7 +83,7 @@ def same_layout(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[Any], str]:
     candidates: list[tuple[NDArray[Any], str]] = []
     if a.shape == b.shape:
         candidates.append((b, ""))
-    if a.ndim == b.ndim >= 3 and np.moveaxis(b, -1, 1).shape == a.shape:
+    if a.ndim == b.ndim >= 4 and np.moveaxis(b, -1, 1).shape == a.shape:
         candidates.append((np.moveaxis(b, -1, 1), "channels moved first, by shape"))
     if not candidates:
         return same_shape(a, b)

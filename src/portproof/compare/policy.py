@@ -25,9 +25,11 @@ class Policy:
 
     ``float64``: the least limit of the float64 checks. ``conditioning``: how much more than its share of the float32
     error (2^-29 of it) a tensor may differ in float64, for networks that amplify rounding; never above
-    ``float64_most``. ``precision``: how much larger than the reference's float32 error the port's may be, once it is
-    above ``precision_floor``. ``dead``: a gradient below this share of its layer's largest counts as zero. ``float32``:
-    the last resort, where neither a float64 proof nor the original's float32 error can be had; it is a guess.
+    ``float64_most``. ``steps``: how many times that limit the state after optimizer steps may differ by: AdamW divides
+    rounding noise by rounding noise where a gradient is zero. ``precision``: how much larger than the reference's
+    float32 error the port's may be, once it is above ``precision_floor``. ``dead``: a gradient below this share of its
+    layer's largest counts as zero. ``float32``: the last resort, where neither a float64 proof nor the original's
+    float32 error can be had; it is a guess.
     """
 
     float64: float = 1e-12
@@ -35,6 +37,7 @@ class Policy:
     float64_most: float = 1e-9
     precision: float = 16.0
     precision_floor: float = 16 * _FLOAT32_ULP
+    steps: float = 64.0
     dead: float = 1e-9
     float32: float = 1e-4
 
@@ -61,7 +64,8 @@ def limit64(measurement: Measurement, policy: Policy, overall: float = 0.0) -> f
     if error is None or not math.isfinite(error):
         error = overall
     share = policy.conditioning * error * _FLOAT32_TO_FLOAT64
-    return max(policy.float64, min(share, policy.float64_most))
+    times = policy.steps if measurement.phase in ("float64.sgd", "float64.adamw") else 1.0
+    return times * max(policy.float64, min(share, policy.float64_most))
 
 
 def precision_limit(measurement: Measurement, policy: Policy) -> float:

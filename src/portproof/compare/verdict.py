@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from portproof.compare import checks
-from portproof.compare.checks import FAIL, UNKNOWN, Check
+from portproof.compare.checks import FAIL, PASS, UNKNOWN, Check
 from portproof.compare.divergence import Divergence, first_divergence
 from portproof.compare.facts import Facts, Measurement, provable
 from portproof.compare.policy import Policy, limit32, limit64, overall_error, precision_limit
@@ -72,6 +72,7 @@ def judge(facts: Facts, policy: Policy | None = None) -> Verdict:
         checks.parameters(facts),
         checks.weights(facts),
         checks.stages(facts),
+        checks.outputs(facts),
         checks.dropout(facts),
         checks.coverage(facts),
         *checks.finite(facts),
@@ -88,6 +89,10 @@ def judge(facts: Facts, policy: Policy | None = None) -> Verdict:
             answers.append(checks.precision(found, name, title, policy))
     if not proof:
         answers += checks.fallback(by_group, policy)
+        if before := checks.before_the_cast(facts):
+            title = "every layer's output before the first cast, eval mode, float64"
+            answers.append(checks.function(before, "function-layers", title, limit, facts))
+        answers.append(checks.not_judged([title for _, _, _, title in (*_FUNCTION, *_PRECISION)]))
 
     def differs(each: Measurement) -> bool:
         return not each.distance.relative <= (limit(each) if proof else limit32(each, policy))
@@ -112,13 +117,16 @@ def _sum_up(answers: Sequence[Check], divergence: Divergence | None, policy: Pol
             DIFFERS, f"not the same model: {len(failed)} {plural} failed{where}", tuple(answers), divergence, policy
         )
     judged = {check.name.partition("-")[0] for check in answers}
-    if not proof and "fallback" not in judged:
+    if divergence:
+        summary = f"could not be judged: {divergence.layer} differs, and no check covers it"
+        return Verdict(UNDECIDED, summary, tuple(answers), divergence, policy)
+    if not proof and not any(check.name.startswith("fallback") and check.status == PASS for check in answers):
         summary = (
             "could not be judged: a float64 proof was not possible, and there is nothing in float32 to fall back on"
         )
         return Verdict(UNDECIDED, summary, tuple(answers), divergence, policy)
     summary = "the same model: same function, same precision"
-    if not {"function", "training", "batchnorm", "sgd", "adamw", "precision"} <= judged:
+    if not {"function", "training", "sgd", "adamw", "precision"} <= judged:
         summary = "the same outputs in eval mode, layer by layer"
     if "function-layers" not in {check.name for check in answers}:
         summary = "no difference found in what was checked"

@@ -54,7 +54,7 @@ class _Section:
 
 
 _STRUCTURE = _Section(
-    "structure", ("cpu", "parameters", "weights", "stages", "dropout", "coverage", "forward", "float64")
+    "structure", ("cpu", "parameters", "weights", "stages", "outputs", "dropout", "coverage", "forward", "float64")
 )
 _SECTIONS = (
     _STRUCTURE,
