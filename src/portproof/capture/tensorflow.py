@@ -188,15 +188,18 @@ class Side:
         def wrap(path: str, layer: Any, original: Callable[..., Any]) -> Callable[..., Any]:
             def call(*args: Any, **kwargs: Any) -> Any:
                 given = list(tensors_in((args, kwargs)))
-                layouts.given(layer, given)
+                layouts.given(layer, [tensor for tensor in given if id(tensor) not in made])
                 output = original(*args, **kwargs)
-                layouts.returned(layer, given, list(tensors_in(output)))
+                produced = list(tensors_in(output))
+                made.update((id(tensor), tensor) for tensor in produced)
+                layouts.returned(layer, given, produced)
                 return output
 
             return call
 
         for case in other_cases(self.inputs):
             inputs = model.inputs(case)
+            made: dict[int, Any] = {id(tensor): tensor for tensor in inputs.values()}
             layouts = Layouts(tensor for name, tensor in inputs.items() if name in model.moved)
             with wrapped_calls({path: layer for path, (layer, _) in model.layers.items()}, wrap):
                 outputs = list(tensors_in(model.call(inputs, training=False)))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from portproof.compare.facts import Facts, Measurement
+from portproof.compare.facts import MODEL, Facts, Measurement
 from portproof.compare.policy import Policy, limit32, precision_limit
 
 PASS, FAIL, NOTE, UNKNOWN = "pass", "fail", "note", "unknown"
@@ -124,9 +124,12 @@ def before_the_cast(facts: Facts) -> list[Measurement]:
     if any("float64.eval" in phases for phases in facts.unavailable.values()):
         return []
     coarse = {*facts.coarse["a"], *facts.coarse["b"]}
+    if MODEL in coarse:  # the model's own code casts, anywhere between its layers
+        return []
     keys: list[str] = []
     for call in facts.calls.get("float64.eval", ()):
-        if coarse & {call.layer, call.other}:
+        # A layer that casts, or a part of one.
+        if any(f"{name}.".startswith(f"{each}.") for name in (call.layer, call.other) for each in coarse):
             break
         keys += call.outputs
     return [each for each in facts.measurements if each.key in set(keys)]
