@@ -225,7 +225,7 @@ class Side:
             axes = [axis for axis in range(x.dim()) if axis != 1]
             variance = x.detach().var(axes, unbiased=False)
             self.writer.add(key, weights_torch.to_numpy(variance))
-            self.writer.add(f"{phase.name}/batch-count/{path}", np.float64(x.numel() / x.shape[1]).reshape(()))
+            self.writer.add(f"{phase.name}/batch-count/{path}", np.asarray(x.numel() / x.shape[1], np.float64))
 
     def _tensors(self, case: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         tensors = {name: torch.from_numpy(array) for name, array in self.inputs[case].items()}

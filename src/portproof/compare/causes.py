@@ -234,7 +234,7 @@ def _pair(value: Any) -> list[int]:
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh GELU": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     "sigmoid GELU": lambda x: x / (1 + np.exp(-1.702 * x)),
-    "gelu": lambda x: 0.5 * x * (1 + _erf(x / math.sqrt(2)).astype(np.float64)),
+    "gelu": lambda x: 0.5 * x * (1 + np.asarray(_erf(x / math.sqrt(2)), np.float64)),
     "relu": lambda x: np.maximum(x, 0),
     "relu6": lambda x: np.clip(x, 0, 6),
     "leaky relu (0.01)": lambda x: np.where(x > 0, x, 0.01 * x),

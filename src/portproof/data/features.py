@@ -48,7 +48,7 @@ EQUALLY_LOUD = 0.99
 Floats = NDArray[np.floating[Any]]
 
 
-def mel_from_hz(hertz: NDArray[np.float64]) -> NDArray[np.float64]:
+def mel_from_hz(hertz: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """HTK mel scale: any shape of frequencies in Hz, in mel (float64); 1000 Hz is 1000 mel to within 0.02 mel."""
     return np.asarray(2595.0 * np.log10(1.0 + hertz / 700.0), dtype=np.float64)
 

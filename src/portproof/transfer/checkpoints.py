@@ -133,7 +133,7 @@ def _raise_for_misfits(model: Any, path: Path, *, left_over_alone: bool = False)
 
 def _keras_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """The tensors of a ``.weights.h5`` or ``.keras`` file and their shapes, without those of optimizer and metrics."""
-    import h5py  # type: ignore[import-untyped]  # comes with TensorFlow
+    import h5py
 
     found: dict[str, tuple[int, ...]] = {}
 
