@@ -69,7 +69,6 @@ SMOKE: tuple[Phase, ...] = (
     FORWARD64,
     COUNT_EVAL,
     FORWARD,
-    COUNT,
 )
 
 PARITY: tuple[Phase, ...] = (

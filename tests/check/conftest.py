@@ -58,6 +58,7 @@ def _run_here(
         with TraceWriter(job.trace) as writer:
             capture = Capture(job, module, io.StringIO(), 0.0)
             found = capture.run_phases(job.phases, writer)
+            capture.store_weights(writer)
             capture.finish(writer, found)
         seconds[side] = found["seconds"]
     return seconds

@@ -168,12 +168,18 @@ class Side:
     def _optimize(self, phase: Phase, dtype: torch.dtype) -> dict[str, Any]:
         inputs = self._tensors(MAIN, dtype)
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        update = _sgd(trainable) if phase.optimizer == "sgd" else _adamw(trainable)
+        # One flat tensor instead of hundreds, as on the other side: these optimizers work element by element.
+        flat = _flattened(trainable).clone()
+        sizes = [parameter.numel() for parameter in trainable]
+        update = _sgd([flat]) if phase.optimizer == "sgd" else _adamw([flat])
         for _ in range(STEPS):
             loss = objective(list(_outputs(self._call(inputs))), phase.objective)
             gradients = torch.autograd.grad(loss, trainable, allow_unused=True)
             with torch.no_grad():
-                update([torch.zeros_like(p) if g is None else g for p, g in zip(trainable, gradients, strict=True)])
+                given = [torch.zeros_like(p) if g is None else g for p, g in zip(trainable, gradients, strict=True)]
+                update([_flattened(given)])
+                for parameter, part in zip(trainable, flat.split(sizes), strict=True):
+                    parameter.copy_(part.view_as(parameter))
         for name, tensor, is_trainable in weights_torch.tensors(self.model):
             if is_trainable:
                 self.writer.add(f"{phase.name}/parameter/{name}", weights_torch.to_numpy(tensor))
@@ -326,7 +332,7 @@ def prepare_framework(threads: int) -> dict[str, Any]:
 
 
 # torch.optim's functional form: the same kernels as the classes', whose step() imports torch.compile first (1.1 s).
-def _sgd(parameters: list[torch.nn.Parameter]) -> Callable[[list[torch.Tensor]], None]:
+def _sgd(parameters: list[torch.Tensor]) -> Callable[[list[torch.Tensor]], None]:
     momenta: list[torch.Tensor | None] = [None] * len(parameters)
 
     def update(gradients: list[torch.Tensor]) -> None:
@@ -346,7 +352,7 @@ def _sgd(parameters: list[torch.nn.Parameter]) -> Callable[[list[torch.Tensor]],
     return update
 
 
-def _adamw(parameters: list[torch.nn.Parameter]) -> Callable[[list[torch.Tensor]], None]:
+def _adamw(parameters: list[torch.Tensor]) -> Callable[[list[torch.Tensor]], None]:
     first, second = ([torch.zeros_like(parameter) for parameter in parameters] for _ in range(2))
     steps = [torch.zeros(()) for _ in parameters]
 
@@ -369,6 +375,10 @@ def _adamw(parameters: list[torch.nn.Parameter]) -> Callable[[list[torch.Tensor]
         )
 
     return update
+
+
+def _flattened(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
 
 
 def objective(outputs: Sequence[torch.Tensor], which: str) -> torch.Tensor:

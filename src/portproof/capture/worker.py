@@ -74,6 +74,7 @@ def _run(job_file: Path, events: IO[str]) -> None:
     lanes = deal(job.phases, job.lanes if can_fork() else 1)
     with TraceWriter(job.trace) as writer, forked(lanes[1:], capture.run_lane, job.trace) as others:
         found = capture.run_phases(lanes[0], writer)
+        capture.store_weights(writer)  # while the other lane is still busy
         for part in others():
             extra = writer.absorb(part)
             found = {key: {**found[key], **extra[key]} for key in found}
@@ -120,21 +121,25 @@ class Capture:
             del found["seconds"]["import"], found["seconds"]["build"]
             writer.seal(folder, found)
 
+    def store_weights(self, writer: TraceWriter) -> None:
+        """Store the values that the phases started from."""
+        self._machine = cpu.describe_environment()
+        for which in ("initial", "excited"):
+            values = getattr(self.side.weights, which)
+            for record in self.side.parameters():
+                if self.side.source.get(record.name) in values:
+                    writer.add(f"weights/{which}/{record.name}", values[self.side.source[record.name]])
+
     def finish(self, writer: TraceWriter, found: dict[str, dict[str, Any]]) -> None:
-        """Store the weights, and write the manifest."""
+        """Write the manifest."""
         side, job = self.side, self.job
         parameters = side.parameters()
-        for which in ("initial", "excited"):
-            values = getattr(side.weights, which)
-            for record in parameters:
-                if side.source.get(record.name) in values:
-                    writer.add(f"weights/{which}/{record.name}", values[side.source[record.name]])
         names = [phase.name for phase in job.phases]
         writer.finish(
             Manifest(
                 side=job.side,
                 subject=job.subject,
-                environment={**side.environment, "machine": cpu.describe_environment()},
+                environment={**side.environment, "machine": self._machine},
                 plan=[phase.to_json() for phase in job.phases],
                 parameters=tuple(parameters),
                 layers=tuple(side.layers()),
