@@ -1,7 +1,6 @@
 """Defects planted in a port of RepViT KWS: each turns the verdict and names the first wrong layer; honest ports do not.
 
-These run the whole thing as a user would: two worker processes, traces, comparison, verdict. The original is captured
-once, and every port against its trace.
+Each port runs in a real worker process, on the weights of one stored trace of the original, and is compared with it.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from portproof.trace import Trace
 
 pytestmark = [pytest.mark.torch, pytest.mark.tensorflow]
 
-# What locates each of the defects below; the optimizers' phases have tests of their own (test_parity.py).
+# What locates each of the defects below; test_reviewed.py runs the optimizers' phases as well.
 PHASES = phases_for(["function", "batchnorm", "precision"])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +24,6 @@ from portproof.plan import ADAMW, SGD, STEPS, Phase
 from portproof.trace import MODEL, LayerRecord, ParameterRecord, TraceWriter
 from portproof.transfer import torch as weights_torch
 from portproof.transfer.checkpoints import load_torch
-
-if TYPE_CHECKING:
-    pass
 
 _PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 _LOWER = (torch.float32, torch.bfloat16, torch.float16)
