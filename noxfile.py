@@ -133,6 +133,13 @@ def types(session: nox.Session) -> None:
     session.run("mypy", *session.posargs)
 
 
+@nox.session(default=False)
+def lock(session: nox.Session) -> None:
+    """Write docker/locks anew; a second run changes nothing. `-- --upgrade` takes newer versions."""
+    install(session, *(one for one in group("image") if one.startswith("uv")))
+    session.run("python", "docker/lock.py", *session.posargs, env=uv_settings(os.environ))
+
+
 def matrix_session(task: str, python: str) -> None:
     """Register ``smoke-3.12`` and the like: one run per TensorFlow that has wheels for this Python."""
 
