@@ -24,10 +24,15 @@ sources() {
   export PIP_FIND_LINKS=/wheels UV_FIND_LINKS=/wheels
   if [ -n "${NO_INDEX:-}" ]; then
     export PIP_NO_INDEX=1 UV_NO_INDEX=1
-  elif [ -n "${TORCH_INDEX:-}" ] && [ -z "${TORCH_REQUIREMENTS:-}" ] && ! ls /wheels/torch-*.whl >/dev/null 2>&1; then
+  elif [ -n "${TORCH_INDEX:-}" ] && [ -z "${TORCH_REQUIREMENTS:-}" ] && ! torch_wheel; then
     # Best match: PyTorch's index mirrors old releases of other packages too. The hashes decide what is taken.
     export UV_INDEX="$TORCH_INDEX" UV_INDEX_STRATEGY=unsafe-best-match
   fi
+}
+
+torch_wheel() { # is there one for this Python among the wheels given?
+  tag=$(python3 -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
+  ls /wheels/torch-*-"$tag"-*.whl >/dev/null 2>&1
 }
 
 tools() {
@@ -49,17 +54,19 @@ cell() {
   strip_unused
   compile /opt/portproof/lib /usr/local/lib/python3.*
   # Python's own modules come uncompiled in the base, and nothing can be written beside them later.
-  mkdir -p /image/work /image/usr/local/lib
+  mkdir -p /image/opt /image/work /image/usr/local/lib
   cd /usr/local/lib
   find python3.* -name __pycache__ -exec cp -a --parents -t /image/usr/local/lib {} +
-  date_all /image /opt/portproof
+  # Copied from here with its parent: `COPY /opt/portproof /opt/portproof` would date /opt by the clock.
+  mv /opt/portproof /image/opt/portproof
+  date_all /image
 }
 
 strip_unused() {
   cd /opt/portproof/lib/python3.*/site-packages
   du -sm . | sed 's/\t.*/ MB installed/'
   # For compiling against the frameworks: headers, static libraries, protoc and Clang's library.
-  rm -rf tensorflow/include torch/include torch/share torch/bin/protoc* clang/native/libclang.so
+  rm -rf tensorflow/include torch/include torch/share torch/bin/protoc* clang/native/libclang.so numpy/*core/include
   find . -name '*.a' -delete
   # Tests that came with packages; torch's C++ ones are programs. `testing` packages stay, they are imported.
   rm -rf torch/test torch/bin/test_*
