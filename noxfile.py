@@ -103,13 +103,13 @@ def parity(session: nox.Session) -> None:
 @nox.session(requires=[ENVIRONMENT], python=False)
 def tests(session: nox.Session) -> None:
     """The tests, by pytest; those that take minutes are in `slow`."""
-    in_environment(session, "-m", "pytest", "-m", "not slow")
+    in_environment(session, "-m", "pytest", "-m", "not slow and not docker")
 
 
 @nox.session(requires=[ENVIRONMENT], python=False, default=False)
 def slow(session: nox.Session) -> None:
     """The tests that take minutes."""
-    in_environment(session, "-m", "pytest", "-m", "slow")
+    in_environment(session, "-m", "pytest", "-m", "slow and not docker")
 
 
 @nox.session(requires=[ENVIRONMENT], python=False, default=False)
@@ -120,8 +120,9 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Ruff: rules and formatting."""
+    """Ruff: rules and formatting; hadolint for the Dockerfile."""
     install(session, *group("lint"))
+    session.run("hadolint", "--config", "docker/hadolint.yaml", "docker/Dockerfile")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
 
@@ -131,6 +132,20 @@ def types(session: nox.Session) -> None:
     """Mypy, strict, on the package."""
     install(session, "-e", ".", *group("types"))
     session.run("mypy", *session.posargs)
+
+
+@nox.session(default=False)
+def docker(session: nox.Session) -> None:
+    """The tests that build the image and run it, with a real engine; PYTHON_VERSION and TF_VERSION select the cell."""
+    install(session, "-e", ".", *group("docker"))
+    session.run("pytest", "tests/docker", *session.posargs)
+
+
+@nox.session(default=False)
+def lock(session: nox.Session) -> None:
+    """Write docker/locks anew; a second run changes nothing. `-- --upgrade` takes newer versions."""
+    install(session, *(one for one in group("image") if one.startswith("uv")))
+    session.run("python", "docker/lock.py", *session.posargs, env=uv_settings(os.environ))
 
 
 def matrix_session(task: str, python: str) -> None:

@@ -76,7 +76,7 @@ def noxfile() -> ModuleType:
 @pytest.fixture(scope="module")
 def listed(noxfile: ModuleType) -> list[dict[str, Any]]:
     """Every session, as `python noxfile.py --json -l` has it for the workflow."""
-    names = ["smoke", "parity", "tests", "slow", "bench", "lint", "types"]
+    names = ["smoke", "parity", "tests", "slow", "bench", "lint", "types", "docker", "lock"]
     names += [f"{task}-{python}" for task in ("smoke", "parity") for python in noxfile.PYTHONS]
     run = subprocess.run(
         [sys.executable, str(ROOT / "noxfile.py"), "--json", "-l", "-s", *names],
@@ -97,7 +97,7 @@ def test_each_cell_has_its_session_under_the_name_that_is_typed(listed: list[dic
 
 def test_plain_sessions_carry_no_python(listed: list[dict[str, Any]]) -> None:
     plain = {one["session"] for one in listed if not one["tags"]}
-    assert {"smoke", "parity", "tests", "slow", "bench", "lint", "types"} <= plain
+    assert {"smoke", "parity", "tests", "slow", "bench", "lint", "types", "docker", "lock"} <= plain
     assert [name for name in plain if name.startswith("env-")] == [f"env-{sys.version_info[0]}.{sys.version_info[1]}"]
 
 
@@ -207,7 +207,8 @@ def test_pyenv_pythons_are_offered_last(noxfile: ModuleType, tmp_path: Path) -> 
 
 
 def test_no_package_host_is_named_but_pytorchs_index() -> None:
-    files = [ROOT / "noxfile.py", ROOT / ".ci" / "run", *(ROOT / "src").rglob("*.py"), *(ROOT / "src").rglob("*.toml")]
+    files = [ROOT / "noxfile.py", ROOT / ".ci" / "run", ROOT / "compose.yaml", *(ROOT / "docker").rglob("*.*")]
+    files += [*(ROOT / "src").rglob("*.py"), *(ROOT / "src").rglob("*.toml")]
     urls = {url for path in files for url in re.findall(r"https?://[^/\s\"')]+", path.read_text(encoding="utf-8"))}
     assert {url for url in urls if re.search("pypi|pythonhosted|nvidia|download|index|simple", url)} == {
         "https://download.pytorch.org"
