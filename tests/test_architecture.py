@@ -28,6 +28,8 @@ FRAMEWORK_MODULES = {
     ),
     "tensorflow": (
         "capture/tensorflow.py",
+        "capture/edits_tensorflow.py",
+        "capture/steps_tensorflow.py",
         "capture/keras_model.py",
         "capture/exact.py",
         "models/*/tensorflow_model.py",
@@ -45,6 +47,7 @@ MAY_IMPORT = {
     "cpu": {"errors"},
     "probe": set(),
     "plan": {"errors"},
+    "edits": set(),
     "diagnosis": {"cpu"},
     "mirror": {"errors"},
     "trace": {"errors", "files"},
@@ -52,7 +55,7 @@ MAY_IMPORT = {
     "data": {"data", "errors", "files"},
     "transfer": {"transfer", "alignment", "errors", "files", "trace"},
     "compare": {"compare", "alignment", "errors", "files", "plan", "trace"},
-    "capture": {"capture", "alignment", "cpu", "errors", "files", "mirror", "plan", "trace", "transfer"},
+    "capture": {"capture", "alignment", "cpu", "edits", "errors", "files", "mirror", "plan", "trace", "transfer"},
 }
 # For the areas above the table: what must not look up, or sideways.
 MAY_NOT_IMPORT = {

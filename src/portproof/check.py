@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from portproof import processes
+from portproof.edits import Edit
 from portproof.errors import InputError, TraceError
 from portproof.mirror import Mirror
 from portproof.plan import PARITY, Phase
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from portproof.compare.policy import Policy
-    from portproof.processes import Progress
+    from portproof.processes import Progress, Servers
     from portproof.report import Report
     from portproof.trace import Trace
 
@@ -37,7 +38,8 @@ class Settings:
     ``weights``: ``shared`` (the original's, excited, carried over), ``own`` (each side keeps what its factory gives),
     or a checkpoint file for the side that its name belongs to, carried over to the other. ``interpreters``: Python
     executables by side. ``traces``: a folder to keep both traces in. ``samples``: real examples instead of the
-    mirror's own. ``lanes``: processes that the TensorFlow side's phases are dealt to.
+    mirror's own. ``lanes``: processes that the TensorFlow side's phases are dealt to. ``edits``: changes of the port in
+    memory. ``servers``: processes that stay, for many checks of one mirror (then ``lanes`` is 1).
     """
 
     weights: str | Path = "shared"
@@ -48,6 +50,8 @@ class Settings:
     timeout: float = 600.0
     traces: Path | None = None
     samples: Mapping[str, NDArray[np.float32]] | None = None
+    edits: tuple[Edit, ...] = ()
+    servers: Servers | None = None
 
 
 def check(
@@ -78,7 +82,7 @@ def check(
         def give_inputs() -> None:
             _write_inputs(mirror, settings, folder)
 
-        seconds = processes.run(
+        seconds = (settings.servers or processes).run(
             jobs,
             interpreters=settings.interpreters or {},
             logs=logs,
@@ -126,7 +130,7 @@ def capture(
             _weights_of(weights_from, Weights).write(folder)
         own = "own" if settings.weights == "own" else "give"
         job = _write_job(mirror, side, "take" if weights_from else own, phases, settings, folder, traces / side)
-        processes.run(
+        (settings.servers or processes).run(
             {side: job},
             interpreters=settings.interpreters or {},
             logs=logs,
@@ -169,8 +173,9 @@ def _write_job(
         excite=settings.weights == "shared",
         seed=settings.seed,
         threads=settings.threads,
-        lanes=min(settings.lanes, os.cpu_count() or 1) if side == "tensorflow" else 1,
+        lanes=min(settings.lanes, os.cpu_count() or 1) if side == "tensorflow" and not settings.servers else 1,
         timeout=settings.timeout,
+        edits=settings.edits if side == "tensorflow" else (),
     )
     path = folder / f"{side}.json"
     job.write(path)

@@ -11,7 +11,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ except ModuleNotFoundError as error:
     )
     report = {"event": "error", "kind": "SetupError", "message": message, "details": traceback.format_exc()}
     sys.exit(print(json.dumps(report)))
-main(sys.argv[2])
+main(*sys.argv[2:])
 """
 _GRACE_SECONDS = 3.0
 
@@ -57,6 +57,19 @@ class Worker:
     error: dict[str, Any] | None = None
     buffer: bytes = b""
     seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has answered, and lives on for another job."""
+        return (self.done or self.error is not None) and self.process.poll() is None
+
+    def take_job(self, job: Path) -> None:
+        """Give a serving worker its next job."""
+        self.done, self.error, self.step = False, None, "starting"
+        assert self.process.stdin is not None  # a pipe was asked for
+        with suppress(BrokenPipeError):  # it has died; how, the pump finds out
+            self.process.stdin.write(f"{job}\n".encode())
+            self.process.stdin.flush()
 
 
 def run(
@@ -84,6 +97,58 @@ def run(
         return {worker.side: worker.seconds for worker in workers}
 
 
+class Servers:
+    """Workers that stay: each side's framework is imported once, and its process takes one job after the other.
+
+    ``run`` has the form of `run` above and may stand in its place. A worker that fails otherwise than by an error of
+    its own is started anew for the next job. Not for several threads at once: use one `Servers` per thread.
+    """
+
+    def __init__(self) -> None:
+        self._workers: dict[tuple[str, str, int], Worker] = {}
+
+    def __enter__(self) -> Servers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _stop(list(self._workers.values()))
+
+    def run(
+        self,
+        jobs: Mapping[str, Path],
+        *,
+        interpreters: Mapping[str, str],
+        logs: Path,
+        threads: int,
+        timeout: float,
+        progress: Progress | None = None,
+        while_running: Callable[[], None] | None = None,
+    ) -> dict[str, Mapping[str, float]]:
+        """Run every side's job file at once and wait for all; returns the seconds that each side's steps took.
+
+        Raises:
+            PortproofError: what went wrong.
+        """
+        keys = {side: (side, interpreters.get(side, sys.executable), threads) for side in jobs}
+        try:
+            for side, job in jobs.items():
+                if keys[side] not in self._workers:
+                    log = logs / f"{side}.log"
+                    process = _spawn(keys[side][1], (side, "serve"), log, threads, stdin=subprocess.PIPE)
+                    self._workers[keys[side]] = Worker(side, process, log)
+                self._workers[keys[side]].take_job(job)
+            if while_running:
+                while_running()
+            workers = [self._workers[key] for key in keys.values()]
+            _pump(workers, time.monotonic() + timeout, progress, once=False)
+        except BaseException:
+            # The other side may still be at work, or in the middle of an answer.
+            idle = {key for key in keys.values() if key in self._workers and self._workers[key].is_idle}
+            _stop([self._workers.pop(key) for key in keys.values() if key in self._workers and key not in idle])
+            raise
+        return {worker.side: worker.seconds for worker in workers}
+
+
 @contextmanager
 def _started(
     jobs: Mapping[str, Path], interpreters: Mapping[str, str], logs: Path, threads: int
@@ -92,19 +157,22 @@ def _started(
     try:
         for side, job in jobs.items():
             log = logs / f"{side}.log"
-            workers.append(Worker(side, _spawn(interpreters.get(side, sys.executable), job, log, threads), log))
+            process = _spawn(interpreters.get(side, sys.executable), (str(job),), log, threads)
+            workers.append(Worker(side, process, log))
         yield workers
     finally:
         _stop(workers)
 
 
-def _spawn(interpreter: str, job: Path, log: Path, threads: int) -> subprocess.Popen[bytes]:
+def _spawn(
+    interpreter: str, arguments: Sequence[str], log: Path, threads: int, stdin: int = subprocess.DEVNULL
+) -> subprocess.Popen[bytes]:
     environment = cpu.worker_environment(threads)
     with log.open("wb") as stderr:
         try:
             return subprocess.Popen(
-                [interpreter, "-c", _BOOT, str(Path(__file__).parent), str(job)],
-                stdin=subprocess.DEVNULL,
+                [interpreter, "-c", _BOOT, str(Path(__file__).parent), *arguments],
+                stdin=stdin,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 env=environment,
@@ -113,7 +181,8 @@ def _spawn(interpreter: str, job: Path, log: Path, threads: int) -> subprocess.P
             raise errors.SetupError(f"The interpreter {interpreter} cannot be started: {error.strerror}.") from error
 
 
-def _pump(workers: Sequence[Worker], deadline: float, progress: Progress | None) -> None:
+def _pump(workers: Sequence[Worker], deadline: float, progress: Progress | None, *, once: bool = True) -> None:
+    """Relay what workers say until they end, or, where they take more than one job, have answered."""
     with selectors.DefaultSelector() as selector:
         for worker in workers:
             assert worker.process.stdout is not None  # a pipe was asked for
@@ -130,8 +199,9 @@ def _pump(workers: Sequence[Worker], deadline: float, progress: Progress | None)
                 if chunk:
                     _take(worker, chunk, progress)
                 else:
-                    selector.unregister(key.fileobj)
                     worker.process.wait()
+                if not chunk or (not once and worker.is_idle):
+                    selector.unregister(key.fileobj)
                     _judge_exit(worker)
 
 
@@ -195,5 +265,7 @@ def _stop(workers: Sequence[Worker]) -> None:
             process.kill()
             process.wait()
     for worker in workers:
-        if worker.process.stdout:
-            worker.process.stdout.close()
+        for pipe in (worker.process.stdin, worker.process.stdout):
+            if pipe:
+                with suppress(BrokenPipeError):
+                    pipe.close()

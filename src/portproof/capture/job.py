@@ -19,6 +19,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from portproof.alignment import BOOKKEEPING, pair_parameters
+from portproof.edits import Edit
 from portproof.errors import WorkerError
 from portproof.files import atomic_path, write_text
 from portproof.mirror import InputSpec, Mirror
@@ -38,7 +39,8 @@ _POLL_SECONDS = 0.005
 class Job:
     """One worker's order. ``weights``: ``give`` (this side is the source), ``take``, or ``own`` (keep what it has).
 
-    The phases are dealt to ``lanes`` processes, where the framework can be forked after its import.
+    The phases are dealt to ``lanes`` processes, where the framework can be forked after its import. ``edits`` are in
+    force in every phase.
     """
 
     side: str
@@ -55,6 +57,7 @@ class Job:
     threads: int = 1
     lanes: int = 1
     timeout: float = 600.0
+    edits: tuple[Edit, ...] = ()
 
     def write(self, path: Path) -> None:
         """Write the job file."""
@@ -66,6 +69,7 @@ class Job:
         body = json.loads(path.read_text(encoding="utf-8"))
         body["inputs"] = tuple(InputSpec(**{**row, "shape": tuple(row["shape"])}) for row in body["inputs"])
         body["phases"] = tuple(Phase(**row) for row in body["phases"])
+        body["edits"] = tuple(Edit.from_json(row) for row in body["edits"])
         for key in ("exchange", "trace", "checkpoint"):
             body[key] = Path(body[key]) if body[key] else None
         return cls(**body)

@@ -32,18 +32,22 @@ class KerasModel:
         self, keras: Any, precision: str, cases: dict[str, dict[str, NDArray[Any]]], layouts: dict[str, str]
     ) -> None:
         self.keras = keras
+        self.notes: list[str] = []  # what was done to it
         self._precision = precision
         self._cases = cases
         # torch's NCHW reaches a Keras model as NHWC, unless the mirror says otherwise.
         self.moved = {name for name, array in cases[MAIN].items() if array.ndim in (4, 5) and layouts[name] == "auto"}
         self._variables: list[weights_tf.Variable] | None = None
+        self._order: dict[str, int] | None = None  # of the variables by name, where it is not that of definition
         self._layers: dict[str, tuple[Any, str | None]] | None = None
 
     @property
     def variables(self) -> list[weights_tf.Variable]:
         """Every variable with its canonical name and layout."""
         if self._variables is None:
-            self._variables = weights_tf.variables(self.keras)
+            found = weights_tf.variables(self.keras)
+            order = self._order
+            self._variables = found if order is None else sorted(found, key=lambda each: order[each.record.name])
         return self._variables
 
     @property
@@ -106,7 +110,19 @@ class KerasModel:
 
     def forget(self) -> None:
         """Look for layers and variables again: building the model has made more of them."""
-        self._layers = self._variables = None
+        self._layers = self._variables = self._order = None
+
+    def give(self, cases: dict[str, dict[str, NDArray[Any]]]) -> None:
+        """Take other input cases."""
+        self._cases = cases
+
+    def replace_variables(self, variables: list[weights_tf.Variable]) -> None:
+        """List other variables than the model's own, until `forget_variables`."""
+        self._variables = variables
+
+    def forget_variables(self) -> None:
+        """List the model's own variables again."""
+        self._variables = None
 
     def dropout(self) -> list[str]:
         """The names of the layers that drop something in training."""
@@ -163,6 +179,7 @@ class KerasModel:
             return order.get(layer, len(order))
 
         self._variables = sorted(self.variables, key=position)
+        self._order = {each.record.name: index for index, each in enumerate(self._variables)}
 
 
 @contextmanager

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import tensorflow as tf
 
 from portproof.alignment import pair_parameters
 from portproof.capture import kinds
+from portproof.capture.edits_tensorflow import Edited, edited
 from portproof.capture.exact import make_exact
 from portproof.capture.job import MAIN, Job, Weights, other_cases, place
 from portproof.capture.keras_model import (
@@ -27,8 +27,9 @@ from portproof.capture.keras_model import (
 )
 from portproof.capture.loading import call_factory, describe, dropout_note, load_factory, note_lowered
 from portproof.capture.recorder import Recorder
-from portproof.errors import MirrorError, SetupError, WorkerError
-from portproof.plan import ADAMW, SGD, STEPS, Phase
+from portproof.capture.steps_tensorflow import FirstStep, as_arrays, objective, optimize
+from portproof.errors import InputError, MirrorError, SetupError, WorkerError
+from portproof.plan import Phase
 from portproof.trace import MODEL, LayerRecord, ParameterRecord, TraceWriter
 from portproof.transfer import tensorflow as weights_tf
 from portproof.transfer.checkpoints import load_tensorflow
@@ -44,21 +45,22 @@ class Side:
     change its dtype after it was built.
     """
 
-    def __init__(self, job: Job, writer: TraceWriter) -> None:
+    def __init__(self, job: Job, writer: TraceWriter, kept: dict[Any, Any] | None = None) -> None:
         self.job = job
         self.writer = writer
         self.notes: list[str] = []
         self.environment = prepare_framework(job.threads)
         # Before the user's module is imported, so that it finds the exact operations under every name.
         self.exact = make_exact()
+        self.exact.clear()
         self.models: dict[str, KerasModel] = {}
+        self._kept = kept  # models and their own values from earlier jobs of this process, where there are any
         self.own: dict[str, NDArray[Any]] = {}
         self.impossible: WorkerError | None = None  # why there is no model in float64
-        self.first_steps: dict[str, _FirstStep] = {}
+        self.first_steps: dict[str, FirstStep] = {}
 
     def prepare(self) -> None:
         """Load the factory, build the first model and settle the weights."""
-        self.factory = load_factory(self.job.factory)
         self.inputs = self.job.load_inputs()
         model = self._first_model()
         if self.job.checkpoint:
@@ -83,11 +85,17 @@ class Side:
 
     def parameters(self) -> list[ParameterRecord]:
         """The model's parameters and buffers."""
-        return next(iter(self.models.values())).parameters()
+        model = next(iter(self.models.values()))
+        with edited(model, self.job.edits):
+            return model.parameters()
 
     def layers(self) -> list[LayerRecord]:
         """The model's layers, in order of definition."""
         model = next(iter(self.models.values()))
+        with edited(model, self.job.edits):
+            return self._layers(model)
+
+    def _layers(self, model: KerasModel) -> list[LayerRecord]:
         with_children = {parent for _, parent in model.layers.values()}
         records = [
             LayerRecord(
@@ -118,13 +126,18 @@ class Side:
         try:
             model = self._model(phase.precision)
             values = getattr(self.weights, phase.weights)
-            model.write(self.own | {name: values[source] for name, source in self.source.items()})
-            with model.without_dropout() if phase.training else nullcontext():
+            with (
+                model.without_dropout() if phase.training else nullcontext(),
+                edited(model, self.job.edits) as edits,
+            ):
+                model.write(edits.values(self.own | {name: values[source] for name, source in self.source.items()}))
                 if phase.batches:
                     return self._forward(model, phase)
                 if phase.optimizer:
-                    return self._optimize(model, phase)
-                return self._differentiate(model, phase)
+                    return self._optimize(model, phase, edits)
+                return self._differentiate(model, phase, edits)
+        except InputError:
+            raise
         except Exception as error:
             if phase.precision == "float64":
                 return {"unavailable": describe((error is self.impossible and error.__cause__) or error)}
@@ -143,18 +156,40 @@ class Side:
     def _model(self, precision: str) -> KerasModel:
         if precision == "float64" and self.impossible:
             raise self.impossible
+        # A layer may ask for the default dtype while it runs, too.
+        tf.keras.backend.set_floatx(precision)
+        tf.keras.mixed_precision.set_global_policy(precision)
         if precision not in self.models:
-            # Constants of initializers are nobody's concern: the weights are overwritten.
-            with self.exact.unlogged():
-                self.models[precision] = self._built(precision)
+            model = self.models[precision] = self._kept_model(precision) or self._new_model(precision)
+            for note in model.notes:
+                self._note(note)
         return self.models[precision]
+
+    def _new_model(self, precision: str) -> KerasModel:
+        # Constants of initializers are nobody's concern: the weights are overwritten.
+        with self.exact.unlogged():
+            model = self._built(precision)
+        if self._kept is not None:
+            self._kept[self._key(precision)] = model, {each.record.name: each.read() for each in model.variables}
+        return model
+
+    def _kept_model(self, precision: str) -> KerasModel | None:
+        model, values = (self._kept or {}).get(self._key(precision), (None, {}))
+        if model:
+            model.give(self.inputs)
+            model.write(values)
+        return model
+
+    def _key(self, precision: str) -> Any:
+        shapes = tuple((name, array.shape[1:]) for name, array in self.inputs[MAIN].items())
+        return self.job.factory, self.job.seed, precision, shapes
 
     def _built(self, precision: str) -> KerasModel:
         tf.keras.backend.clear_session()  # so that the second model's layers get the same names as the first one's
         tf.keras.backend.set_floatx(precision)
         tf.keras.mixed_precision.set_global_policy(precision)
         tf.keras.utils.set_random_seed(self.job.seed)
-        keras = call_factory(self.factory, self.job.factory)
+        keras = call_factory(load_factory(self.job.factory), self.job.factory)
         if not isinstance(keras, tf.keras.Model):
             raise MirrorError(f"The factory {self.job.factory} returned a {type(keras).__name__}, not a keras.Model.")
         model = KerasModel(keras, precision, self.inputs, {spec.name: spec.layout for spec in self.job.inputs})
@@ -168,10 +203,10 @@ class Side:
             uncompiled += model.uncompile()  # layers that came into being in a `build`
         if uncompiled:
             names = ", ".join(uncompiled)
-            self.notes.append(f"a tf.function that was run eagerly, so that its layers can be seen: {names}")
+            model.notes.append(f"a tf.function that was run eagerly, so that its layers can be seen: {names}")
         dropped = model.dropout()
-        if dropped and not self.models:
-            self.notes.append(dropout_note(dropped))
+        if dropped:
+            model.notes.append(dropout_note(dropped))
         return model
 
     def _place(self, model: KerasModel) -> None:
@@ -207,7 +242,7 @@ class Side:
                 self.writer.add(f"{phase.name}/batch/{case}:{i}", layouts.to_array(tensor))
         return {"calls": []}
 
-    def _differentiate(self, model: KerasModel, phase: Phase) -> dict[str, Any]:
+    def _differentiate(self, model: KerasModel, phase: Phase, edits: Edited) -> dict[str, Any]:
         inputs = model.inputs(MAIN)
         differentiable = {name: tensor for name, tensor in inputs.items() if tensor.dtype.is_floating}
         layouts = Layouts(tensor for name, tensor in inputs.items() if name in model.moved)
@@ -224,14 +259,14 @@ class Side:
                 tape.watch(tensor)
             with self._recording(model, recorder, layouts, phase):
                 outputs = list(tensors_in(model.call(inputs, training=phase.training)))
-            loss = objective(outputs, phase.objective)
+            loss = edits.objective(objective(outputs, phase.objective), outputs)
         sources = [each.variable for each in variables] + list(differentiable.values())
         names = [each.record.name for each in variables] + list(differentiable)
         gradients = tape.gradient(loss, sources)
         self.writer.add(f"{phase.name}/loss/loss", np.asarray(loss))
         facts: dict[str, Any] = {"calls": recorder.calls}
         facts["unconnected"] = [name for name, gradient in zip(names, gradients, strict=True) if gradient is None]
-        arrays = _as_arrays(sources, gradients)
+        arrays = as_arrays(sources, gradients)
         if phase.norms:
             facts["gradient_maxima"] = {
                 name: float(np.abs(array).max()) for name, array in zip(names[: len(variables)], arrays, strict=False)
@@ -244,36 +279,11 @@ class Side:
             self.writer.add(f"{phase.name}/input-gradient/{name}", moved)
         if phase.training:
             self._store_buffers(model, phase)
-            self.first_steps[phase.precision] = _FirstStep.of(model, arrays[: len(variables)])
+            self.first_steps[phase.precision] = FirstStep.of(model, arrays[: len(variables)])
         return facts
 
-    def _optimize(self, model: KerasModel, phase: Phase) -> dict[str, Any]:
-        inputs = model.inputs(MAIN)
-        trainable = model.trainable()
-        variables = [each.variable for each in trainable]
-        # One flat variable instead of hundreds: these optimizers work element by element, so the numbers are the same,
-        # and Keras' cost per variable (0.4 s a step on RepViT KWS) is paid once.
-        flat = _keras_variable(_flattened(variables))
-        ends = np.cumsum([each.record.size for each in trainable])[:-1]
-        if phase.optimizer == "sgd":
-            optimizer = tf.keras.optimizers.SGD(SGD["learning_rate"], momentum=SGD["momentum"])
-        else:
-            optimizer = tf.keras.optimizers.AdamW(**ADAMW)
-        for step in range(1, STEPS + 1):
-            if step == 1 and phase.precision in self.first_steps:
-                gradients = self.first_steps[phase.precision].take(model)
-            else:
-                with tf.GradientTape() as tape:
-                    loss = objective(list(tensors_in(model.call(inputs, training=True))), phase.objective)
-                gradients = _as_arrays(variables, tape.gradient(loss, variables))
-            if step == 1:
-                self.first_steps[phase.precision] = _FirstStep.of(model, gradients)
-            if phase.optimizer == "adamw":
-                # Keras adds epsilon to the square root of the raw second moment, torch to that of the corrected one.
-                optimizer.epsilon = ADAMW["epsilon"] * (1 - ADAMW["beta_2"] ** step) ** 0.5
-            optimizer.apply_gradients([(tf.constant(_flattened(gradients)), flat)])
-            for variable, part in zip(variables, np.split(np.asarray(flat), ends), strict=True):
-                variable.assign(part.reshape(variable.shape))
+    def _optimize(self, model: KerasModel, phase: Phase, edits: Edited) -> dict[str, Any]:
+        self.first_steps[phase.precision] = optimize(model, phase, edits, self.first_steps.get(phase.precision))
         for each in model.trainable():
             self.writer.add(f"{phase.name}/parameter/{each.record.name}", each.read())
         self._store_buffers(model, phase)
@@ -360,23 +370,6 @@ class Side:
         )
 
 
-@dataclass(frozen=True)
-class _FirstStep:
-    """What the first training step gives, for the optimizers: they start from the same weights and batch."""
-
-    gradients: list[NDArray[Any]]
-    buffers: dict[str, NDArray[Any]]
-
-    @classmethod
-    def of(cls, model: KerasModel, gradients: list[NDArray[Any]]) -> _FirstStep:
-        return cls(gradients, {each.record.name: each.read() for each in model.variables if not each.record.trainable})
-
-    def take(self, model: KerasModel) -> list[NDArray[Any]]:
-        """Put the buffers as the step left them; returns the gradients."""
-        model.write(self.buffers)
-        return self.gradients
-
-
 def prepare_framework(threads: int) -> dict[str, Any]:
     """Pin threads and make sure that no accelerator is visible; returns what was found.
 
@@ -397,38 +390,3 @@ def prepare_framework(threads: int) -> dict[str, Any]:
         "threads": tf.config.threading.get_intra_op_parallelism_threads(),
         "interop_threads": tf.config.threading.get_inter_op_parallelism_threads(),
     }
-
-
-def objective(outputs: Sequence[Any], which: str) -> Any:
-    """The scalar that is differentiated: the mean of the first output, or the loss that plan.py states."""
-    if which == "mean":
-        return tf.reduce_mean(outputs[0])
-    total = tf.zeros((), outputs[0].dtype)
-    for output in outputs:
-        if not output.dtype.is_floating:
-            continue
-        if len(output.shape) == 2 and output.shape[1] > 1:
-            labels = tf.range(output.shape[0]) % output.shape[1]
-            total += tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, output))
-        else:
-            total += tf.reduce_mean(output * output) / 2
-    return total
-
-
-def _keras_variable(value: NDArray[Any]) -> Any:
-    keras_3 = getattr(tf.keras, "Variable", None)
-    return keras_3(value, dtype=value.dtype.name) if keras_3 else tf.Variable(value)
-
-
-def _flattened(arrays: Sequence[Any]) -> NDArray[Any]:
-    return np.concatenate([np.asarray(each).reshape(-1) for each in arrays])
-
-
-def _as_arrays(sources: Sequence[Any], gradients: Sequence[Any]) -> list[NDArray[Any]]:
-    """Gradients as arrays in the framework's layout; zeros for sources that the objective does not depend on."""
-    return [
-        np.zeros(source.shape, tf.as_dtype(source.dtype).as_numpy_dtype)
-        if gradient is None
-        else np.asarray(tf.convert_to_tensor(gradient))
-        for source, gradient in zip(sources, gradients, strict=True)
-    ]

@@ -35,7 +35,8 @@ _DROPOUT = (torch.nn.modules.dropout._DropoutNd,)
 class Side:
     """The torch side of a job: `prepare` once, then `run` phase after phase. Holds the model between phases."""
 
-    def __init__(self, job: Job, writer: TraceWriter) -> None:
+    def __init__(self, job: Job, writer: TraceWriter, kept: dict[Any, Any] | None = None) -> None:
+        """``kept`` is for a side whose models take long to make, where one process does several jobs."""
         self.job = job
         self.writer = writer
         self.notes: list[str] = []
@@ -308,7 +309,8 @@ def prepare_framework(threads: int) -> dict[str, Any]:
         SetupError: torch sees an accelerator.
     """
     torch.set_num_threads(threads)
-    torch.set_num_interop_threads(1)
+    if torch.get_num_interop_threads() != 1:  # it can be set once
+        torch.set_num_interop_threads(1)
     # torch.use_deterministic_algorithms() is not called: it imports the inductor, which takes as long as torch itself
     # (1.1 s), and on the CPU with fixed threads it changes nothing.
     devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []

@@ -14,8 +14,9 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -31,45 +32,79 @@ if TYPE_CHECKING:
 _MODULES = {"torch": "portproof.capture.torch", "tensorflow": "portproof.capture.tensorflow"}
 
 
-def main(job_file: str) -> None:
-    """Run the job and leave the process without the frameworks' slow and noisy shutdown."""
+def main(job_file: str, mode: str = "once") -> None:
+    """Run a job and leave the process without the frameworks' slow and noisy shutdown.
+
+    With ``serve`` in place of ``once``, ``job_file`` is a side's name, and the jobs are the lines of stdin: the
+    framework is imported once, and a model is made once for all the jobs that want the same one.
+    """
     events = _take_over_stdout()
-    code = 0
-    try:
-        _run(Path(job_file), events)
-    except PortproofError as error:
-        code = 2
-        _send(events, event="error", kind=type(error).__name__, message=str(error), details=_details(error))
-    except OSError as error:
-        code = 2
-        _send(events, event="error", kind="WorkerError", message=_disk_message(error), details=traceback.format_exc())
-    except MemoryError:
-        code = 2
-        message = "The worker ran out of memory: use smaller inputs, or a machine with more."
-        _send(events, event="error", kind="WorkerError", message=message, details=traceback.format_exc())
-    except Exception as error:  # a defect of portproof: said as such, with the traceback in reach
-        code = 2
-        message = (
-            f"portproof itself failed: {type(error).__name__}: {error}. Please report it, with the output of --debug."
-        )
-        _send(events, event="error", kind="WorkerError", message=message, details=traceback.format_exc())
+    work = (lambda: _serve(job_file, events)) if mode == "serve" else lambda: _run(Path(job_file), events)
+    code = _reported(work, events)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def _run(job_file: Path, events: IO[str]) -> None:
-    started = time.perf_counter()
+def _reported(work: Callable[[], None], events: IO[str]) -> int:
+    """Do some work; an error is sent as an event. Returns the exit code."""
+    try:
+        work()
+    except PortproofError as error:
+        _send(events, event="error", kind=type(error).__name__, message=str(error), details=_details(error))
+    except OSError as error:
+        _send(events, event="error", kind="WorkerError", message=_disk_message(error), details=traceback.format_exc())
+    except MemoryError:
+        message = "The worker ran out of memory: use smaller inputs, or a machine with more."
+        _send(events, event="error", kind="WorkerError", message=message, details=traceback.format_exc())
+    except Exception as error:  # a defect of portproof: said as such, with the traceback in reach
+        message = (
+            f"portproof itself failed: {type(error).__name__}: {error}. Please report it, with the output of --debug."
+        )
+        _send(events, event="error", kind="WorkerError", message=message, details=traceback.format_exc())
+    else:
+        return 0
+    return 2
+
+
+def _serve(side: str, events: IO[str]) -> None:
+    jobs = os.fdopen(os.dup(0), encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a model that reads its input finds nothing, as it does otherwise
+    module = _loaded(side)
+    kept: dict[Any, Any] = {}
+    for line in jobs:
+        _reported(partial(_run_again, Path(line.rstrip("\n")), module, events, kept), events)
+
+
+def _run_again(job_file: Path, module: Any, events: IO[str], kept: dict[Any, Any]) -> None:
+    from portproof.capture.job import Job
+
+    job = Job.read(job_file)
+    capture = Capture(job, module, events, 0.0, kept)
+    with TraceWriter(job.trace) as writer:
+        found = capture.run_phases(job.phases, writer)
+        capture.store_weights(writer)
+        capture.finish(writer, found)
+    _send(events, event="done", seconds=found["seconds"])
+
+
+def _loaded(side: str) -> Any:
     # Importing a framework makes millions of objects that stay: looking for garbage among them takes a third of the
     # time of `import tensorflow`.
     gc.disable()
+    module = _import_side(side)
+    gc.freeze()
+    gc.enable()
+    return module
+
+
+def _run(job_file: Path, events: IO[str]) -> None:
+    started = time.perf_counter()
     from portproof.capture.job import Job
 
     job = Job.read(job_file)
     _send(events, event="step", name=f"importing {job.side}", done=0, total=len(job.phases) + 2)
-    module = _import_side(job.side)
-    gc.freeze()
-    gc.enable()
+    module = _loaded(job.side)
     capture = Capture(job, module, events, time.perf_counter() - started)
     lanes = deal(job.phases, job.lanes if can_fork() else 1)
     with TraceWriter(job.trace) as writer, forked(lanes[1:], capture.run_lane, job.trace) as others:
@@ -85,8 +120,11 @@ def _run(job_file: Path, events: IO[str]) -> None:
 class Capture:
     """One side's capture: the phases that one process runs, and what goes into the manifest at the end."""
 
-    def __init__(self, job: Job, module: Any, events: IO[str], import_seconds: float) -> None:
+    def __init__(
+        self, job: Job, module: Any, events: IO[str], import_seconds: float, kept: dict[Any, Any] | None = None
+    ) -> None:
         self.job = job
+        self._kept = kept
         self._module = module
         self._events = events
         self._seconds = {"import": import_seconds}
@@ -96,7 +134,7 @@ class Capture:
         """Build the model and run phases; returns calls, facts, notes and seconds, each as a mapping."""
         clock = time.perf_counter()
         self._progress("building the model")
-        self.side = side = self._module.Side(self.job, writer)
+        self.side = side = self._module.Side(self.job, writer, self._kept)
         side.prepare()
         calls: dict[str, Any] = {}
         facts: dict[str, Any] = {}
