@@ -7,6 +7,7 @@
 set -eu
 
 export PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+export PIP_CACHE_DIR=/var/cache/portproof/pip UV_CACHE_DIR=/var/cache/portproof/uv # the cache mount of the Dockerfile
 export UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_NO_CONFIG=1 UV_NO_INSTALLER_METADATA=1
 uv=/opt/tools/bin/uv
 python=/opt/portproof/bin/python
@@ -56,7 +57,7 @@ cell() {
   strip_unused
   compile /opt/portproof/lib /usr/local/lib/python3.*
   # Python's own modules come uncompiled in the base, and nothing can be written beside them later.
-  mkdir -p /image/opt /image/work /image/usr/local/lib
+  mkdir -p /image/opt /image/src /image/usr/local/lib
   cd /usr/local/lib
   find python3.* -name __pycache__ -exec cp -a --parents -t /image/usr/local/lib {} +
   # Copied from here with its parent: `COPY /opt/portproof /opt/portproof` would date /opt by the clock.

@@ -39,7 +39,7 @@ print(json.dumps({
     "uid": os.getuid(),
     "root": attempt(lambda: write("/x")),
     "package": attempt(lambda: write("/opt/portproof/x")),
-    "work": attempt(lambda: write("/work/x")),
+    "src": attempt(lambda: write("/src/x")),
     "tmp": attempt(lambda: write("/tmp/x")),
     "network": attempt(lambda: socket.create_connection(("192.0.2.1", 80), 2)),
     "interfaces": [name for _, name in socket.if_nameindex()],
@@ -68,7 +68,7 @@ def test_the_limits_are_real(compose: Compose, image: Image) -> None:
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
     assert found["uid"] >= 1
-    assert found["root"] == found["package"] == found["work"] == "EROFS"
+    assert found["root"] == found["package"] == found["src"] == "EROFS"
     assert found["tmp"] == "done"
     assert found["network"] == "ENETUNREACH"
     assert found["interfaces"] == ["lo"]
@@ -109,7 +109,7 @@ def test_the_shell_has_the_command_and_the_checkout(compose: Compose, image: Ima
 def test_a_failing_check_gives_exit_code_1(compose: Compose, image: Image) -> None:
     factories = ["--torch", "portproof.models.repvit:KWSRepViT_Torch", "--tensorflow", "ports/kws.py:tanh_gelu"]
     run = compose.run(
-        "run", "--rm", "-T", "--volume", f"{PORTS}:/work/ports:ro", "smoke",
+        "run", "--rm", "-T", "--volume", f"{PORTS}:/src/ports:ro", "smoke",
         "check", *factories, "--input", "2,100,40", "--only", "function",
     )  # fmt: skip
     assert run.returncode == 1, run.stdout + run.stderr
