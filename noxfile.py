@@ -137,7 +137,7 @@ def types(session: nox.Session) -> None:
 @nox.session(default=False)
 def docker(session: nox.Session) -> None:
     """The tests that build the image and run it, with a real engine; PYTHON_VERSION and TF_VERSION select the cell."""
-    install(session, "-e", ".", *group("docker"))
+    install(session, "-e", ".", *group("docker"), *group("test"))  # tests/conftest.py wants all that tests share
     session.run("pytest", "tests/docker", *session.posargs)
 
 
