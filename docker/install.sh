@@ -44,7 +44,12 @@ tools() {
 }
 
 cell() {
-  [ -f "$1" ] || { echo "no such cell: PYTHON_VERSION and TF_VERSION have no lock ($(basename "$1"))" >&2; exit 2; }
+  name=$(basename "$1" .txt)
+  [ -f "$1" ] || {
+    others=$(cd "$(dirname "$1")" && ls "${name%-tf*}"-tf*.txt | sed 's/.*-tf//; s/\.txt$//' | tr '\n' ' ')
+    echo "no cell has Python ${name%-tf*} with TensorFlow ${name#*-tf}: set TF_VERSION to one of $others"
+    exit 2
+  } >&2
   "$uv" venv --quiet --python /usr/local/bin/python3 /opt/portproof
   lock=$1
   if [ -n "${TORCH_REQUIREMENTS:-}" ]; then # another build of torch: the lock without its torch, and a file of /wheels
@@ -94,6 +99,10 @@ date_all() {
 project() {
   /opt/tools/bin/python -m hatchling build --target wheel --directory /tmp/dist
   "$uv" pip install --quiet --python "$python" --no-index --no-deps /tmp/dist/*.whl
+  "$uv" pip check --quiet --python "$python" || {
+    echo "the cell's lock is older than pyproject.toml: nox -s lock writes it anew" >&2
+    exit 2
+  }
   cd /opt/portproof/lib/python3.*/site-packages
   compile portproof
   site=${PWD#/}
