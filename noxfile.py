@@ -141,6 +141,12 @@ def docker(session: nox.Session) -> None:
     session.run("pytest", "tests/docker", *session.posargs)
 
 
+@nox.session(name="bench-docker", requires=[ENVIRONMENT], python=False, default=False)
+def bench_docker(session: nox.Session) -> None:
+    """Wall time of the smoke test in the container of this cell against that outside of it."""
+    in_environment(session, "tests/docker/bench.py")
+
+
 @nox.session(default=False)
 def lock(session: nox.Session) -> None:
     """Write docker/locks anew; a second run changes nothing. `-- --upgrade` takes newer versions."""
