@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 BUILD_SECONDS = 900  # cold, with 500 MB to fetch; every wait in these tests has an end
-RUN_SECONDS = 180
+RUN_SECONDS = 300
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -223,7 +223,7 @@ def workers(container: Container) -> int:
     return container.exec_run(["sh", "-c", "cat /proc/[0-9]*/cmdline"]).output.count(b"portproof.capture.worker")
 
 
-def comes_true(condition: Callable[[], bool], seconds: float = 20) -> bool:
+def comes_true(condition: Callable[[], bool], seconds: float = 60) -> bool:
     """Whether a condition holds within some seconds."""
     end = time.monotonic() + seconds
     while not condition():
