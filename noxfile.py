@@ -137,13 +137,21 @@ def types(session: nox.Session) -> None:
 @nox.session(default=False)
 def docker(session: nox.Session) -> None:
     """The tests that build the image and run it, with a real engine; PYTHON_VERSION and TF_VERSION select the cell."""
-    install(session, "-e", ".", *group("docker"))
+    install(session, "-e", ".", *group("docker"), *group("test"))  # tests/conftest.py wants all that tests share
     session.run("pytest", "tests/docker", *session.posargs)
+
+
+@nox.session(name="bench-docker", requires=[ENVIRONMENT], python=False, default=False)
+def bench_docker(session: nox.Session) -> None:
+    """Wall time of the smoke test in the container of this cell against that outside of it."""
+    in_environment(session, "tests/docker/bench.py")
 
 
 @nox.session(default=False)
 def lock(session: nox.Session) -> None:
     """Write docker/locks anew; a second run changes nothing. `-- --upgrade` takes newer versions."""
+    if without_index(os.environ):
+        session.error("PIP_NO_INDEX is set, and locks are resolved from an index: a folder has one machine's wheels")
     install(session, *(one for one in group("image") if one.startswith("uv")))
     session.run("python", "docker/lock.py", *session.posargs, env=uv_settings(os.environ))
 
@@ -201,6 +209,8 @@ def install(session: nox.Session, *requirements: str, torch: bool = False) -> No
             # Best match, as pip has it: the CPU index also mirrors old NumPy and the like, and uv would stop there.
             indexes = ["--extra-index-url", index, *(["--index-strategy", "unsafe-best-match"] if uv else [])]
     options = [] if uv else ["--no-compile"]  # see BYTECODE; uv compiles only when told to
+    if without_index(os.environ):
+        options.append("--no-index")  # an option, for uv has no variable for it
     session.install(*options, *indexes, *requirements, env=uv_settings(os.environ) if uv else None)
     stamp.write_text(wanted)
 
@@ -214,15 +224,18 @@ def uv_settings(environ: os._Environ[str] | dict[str, str]) -> dict[str, str]:
         settings["UV_DEFAULT_INDEX"] = environ["PIP_INDEX_URL"]
     if "PIP_EXTRA_INDEX_URL" in environ and not {"UV_INDEX", "UV_EXTRA_INDEX_URL"} & environ.keys():
         settings["UV_INDEX"] = environ["PIP_EXTRA_INDEX_URL"]
-    if "PIP_NO_INDEX" in environ and "UV_NO_INDEX" not in environ:
-        settings["UV_NO_INDEX"] = environ["PIP_NO_INDEX"]
     return settings
+
+
+def without_index(environ: os._Environ[str] | dict[str, str]) -> bool:
+    """Whether the user asked pip for folders alone."""
+    return environ.get("PIP_NO_INDEX", "").lower() not in ("", "0", "f", "false", "n", "no", "off")  # as pip reads it
 
 
 def torch_source(environ: os._Environ[str] | dict[str, str]) -> tuple[str, str]:
     """Where torch comes from: the index to add to the default one, or none; and what to say when there is none."""
-    if environ.get("PIP_NO_INDEX") or environ.get("UV_NO_INDEX"):
-        return "", ""  # folders alone, as the user asked
+    if without_index(environ):
+        return "", ""
     index = environ.get("PORTPROOF_TORCH_INDEX", TORCH_INDEX).strip()
     if index and reachable(index):
         return index, ""

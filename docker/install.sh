@@ -7,6 +7,7 @@
 set -eu
 
 export PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+export PIP_CACHE_DIR=/var/cache/portproof/pip UV_CACHE_DIR=/var/cache/portproof/uv # the cache mount of the Dockerfile
 export UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_NO_CONFIG=1 UV_NO_INSTALLER_METADATA=1
 uv=/opt/tools/bin/uv
 python=/opt/portproof/bin/python
@@ -43,7 +44,12 @@ tools() {
 }
 
 cell() {
-  [ -f "$1" ] || { echo "no such cell: PYTHON_VERSION and TF_VERSION have no lock ($(basename "$1"))" >&2; exit 2; }
+  name=$(basename "$1" .txt)
+  [ -f "$1" ] || {
+    others=$(cd "$(dirname "$1")" && ls "${name%-tf*}"-tf*.txt | sed 's/.*-tf//; s/\.txt$//' | tr '\n' ' ')
+    echo "no cell has Python ${name%-tf*} with TensorFlow ${name#*-tf}: set TF_VERSION to one of $others"
+    exit 2
+  } >&2
   "$uv" venv --quiet --python /usr/local/bin/python3 /opt/portproof
   lock=$1
   if [ -n "${TORCH_REQUIREMENTS:-}" ]; then # another build of torch: the lock without its torch, and a file of /wheels
@@ -56,7 +62,7 @@ cell() {
   strip_unused
   compile /opt/portproof/lib /usr/local/lib/python3.*
   # Python's own modules come uncompiled in the base, and nothing can be written beside them later.
-  mkdir -p /image/opt /image/work /image/usr/local/lib
+  mkdir -p /image/opt /image/src /image/usr/local/lib
   cd /usr/local/lib
   find python3.* -name __pycache__ -exec cp -a --parents -t /image/usr/local/lib {} +
   # Copied from here with its parent: `COPY /opt/portproof /opt/portproof` would date /opt by the clock.
@@ -93,6 +99,10 @@ date_all() {
 project() {
   /opt/tools/bin/python -m hatchling build --target wheel --directory /tmp/dist
   "$uv" pip install --quiet --python "$python" --no-index --no-deps /tmp/dist/*.whl
+  "$uv" pip check --quiet --python "$python" || {
+    echo "the cell's lock is older than pyproject.toml: nox -s lock writes it anew" >&2
+    exit 2
+  }
   cd /opt/portproof/lib/python3.*/site-packages
   compile portproof
   site=${PWD#/}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import ModuleType
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +76,7 @@ def noxfile() -> ModuleType:
 @pytest.fixture(scope="module")
 def listed(noxfile: ModuleType) -> list[dict[str, Any]]:
     """Every session, as `python noxfile.py --json -l` has it for the workflow."""
-    names = ["smoke", "parity", "tests", "slow", "bench", "lint", "types", "docker", "lock"]
+    names = ["smoke", "parity", "tests", "slow", "bench", "lint", "types", "docker", "bench-docker", "lock"]
     names += [f"{task}-{python}" for task in ("smoke", "parity") for python in noxfile.PYTHONS]
     run = subprocess.run(
         [sys.executable, str(ROOT / "noxfile.py"), "--json", "-l", "-s", *names],
@@ -97,7 +97,7 @@ def test_each_cell_has_its_session_under_the_name_that_is_typed(listed: list[dic
 
 def test_plain_sessions_carry_no_python(listed: list[dict[str, Any]]) -> None:
     plain = {one["session"] for one in listed if not one["tags"]}
-    assert {"smoke", "parity", "tests", "slow", "bench", "lint", "types", "docker", "lock"} <= plain
+    assert {"smoke", "parity", "tests", "slow", "bench", "lint", "types", "docker", "bench-docker", "lock"} <= plain
     assert [name for name in plain if name.startswith("env-")] == [f"env-{sys.version_info[0]}.{sys.version_info[1]}"]
 
 
@@ -179,6 +179,48 @@ def test_uv_looks_where_pip_is_told_to(noxfile: ModuleType) -> None:
         "UV_DEFAULT_INDEX": "https://mirror.example/simple",
     }
     assert noxfile.uv_settings({"PIP_FIND_LINKS": "/a", "UV_FIND_LINKS": "/b"}) == {}
+
+
+@pytest.fixture
+def installed(noxfile: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[str]]:
+    """What noxfile's ``install`` hands to nox when uv, or pip, is to install torch from an index that answers."""
+
+    def install(backend: str) -> list[str]:
+        handed: list[str] = []
+
+        class Session:
+            bin = str(tmp_path / backend / "bin")
+            venv_backend = backend
+
+            def install(self, *arguments: str, env: dict[str, str] | None) -> None:
+                handed.extend(arguments)
+
+        (tmp_path / backend).mkdir()
+        noxfile.install(Session(), "torch", torch=True)
+        return handed
+
+    monkeypatch.setattr(noxfile, "reachable", lambda url: True)
+    return install
+
+
+@pytest.mark.parametrize("backend", ["uv", "virtualenv"])
+def test_without_any_index_what_nox_installs_comes_from_folders_alone(
+    installed: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    handed = installed(backend)
+    assert "--no-index" in handed
+    assert not [one for one in handed if one.startswith(("http", "--extra-index"))]
+
+
+@pytest.mark.parametrize("value", ["", "0", "false", "No", "off"])
+def test_what_pip_takes_for_no_is_no(
+    installed: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", value)
+    handed = installed("uv")
+    assert "--no-index" not in handed
+    assert "https://download.pytorch.org/whl/cpu" in handed
 
 
 def test_an_unsupported_python_is_told_what_to_do(noxfile: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

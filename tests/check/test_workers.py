@@ -40,11 +40,13 @@ def start(ports: Path, tmp_path: Path, temporary: Path) -> Iterator[Start]:
     def start(
         torch: str, keras: str, *options: object, check: str = "function", **popen: object
     ) -> subprocess.Popen[str]:
+        alone = tmp_path / "package"  # where it is installed, the frameworks lie beside it
+        alone.mkdir(exist_ok=True)
+        if not (alone / "portproof").exists():
+            (alone / "portproof").symlink_to(Path(package.__file__).parent)
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(
-                filter(None, [str(Path(package.__file__).parents[1]), os.environ.get("PYTHONPATH")])
-            ),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(alone), os.environ.get("PYTHONPATH")])),
             "TMPDIR": str(temporary),
             "PORTPROOF_TEST_FOLDER": str(tmp_path),
         }
