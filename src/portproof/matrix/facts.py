@@ -1,8 +1,8 @@
 """What is known of a matrix: its cells, what each measured, and how far they drift apart. Plain data, judged elsewhere.
 
 A cell is one Python x TensorFlow x torch environment. Drift is the difference between two cells on the same side, for
-the same weights and inputs. Cells whose trace of a side is the same to the bit form a class; drift is measured between the
-first cells of two classes, and holds for all cells in them.
+the same weights and inputs. Cells whose trace of a side is the same to the bit form a class; drift is measured between
+the first cells of two classes, and holds for all cells in them.
 """
 
 from __future__ import annotations

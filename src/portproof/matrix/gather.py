@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from portproof.compare.policy import Policy
 from portproof.errors import InputError, PortproofError
@@ -52,7 +51,7 @@ def gather(
     wanted_ids = {cell.id for cell in wanted}
     table = {cell.id: cell for cell in cells()}
     asked = {cell.id: cell for cell in wanted}
-    for name, (_, record) in records.items():
+    for name in records:
         python, _, tensorflow = name.partition("-tf")
         asked.setdefault(name, table.get(name) or Cell(python, tensorflow, {}))
     digest = _each_file_once()

@@ -84,7 +84,7 @@ def this_cell() -> Cell:
 
 def installed_versions() -> dict[str, str]:
     """Every installed distribution, by its normalised name."""
-    found = {}
+    found: dict[str, str] = {}
     for each in importlib.metadata.distributions():
         name = each.metadata["Name"]
         if name:
