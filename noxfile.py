@@ -124,8 +124,12 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Ruff: rules and formatting; hadolint for the Dockerfile."""
+    """Ruff: rules and formatting; hadolint for the Dockerfile; schemas for workflows and Kubernetes; zizmor."""
     install(session, [*group("lint")])
+    workflows = sorted(map(str, (HERE / ".github/workflows").glob("*.yml")))
+    session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows)
+    session.run("zizmor", "--offline", "--quiet", *workflows)
+    session.run("kubernetes-validate", "--strict", "--quiet", *map(str, (HERE / "docker/kubernetes").glob("*.yaml")))
     session.run("hadolint", "--config", "docker/hadolint.yaml", "docker/Dockerfile")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")

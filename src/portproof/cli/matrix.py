@@ -141,6 +141,10 @@ def matrix(
     """
     from functools import cache
 
+    from portproof import cpu
+
+    environ = dict(os.environ)  # for the commands that --run starts; what follows is for this process alone
+    cpu.isolate()  # before NumPy: sums of a few thousand values are no work for many threads
     from portproof.matrix import gather, run
     from portproof.matrix.inputs import Inputs, gather_inputs, with_lock
     from portproof.matrix.table import Cell, chosen, locks_folder
@@ -165,7 +169,7 @@ def matrix(
         allowed = run.budget(cores, memory)
         if not quiet:
             click.echo(_plan(len(todo), len(wanted), allowed))
-        environ = {**os.environ, **({"PORTPROOF_FORCE": "1"} if force else {})}
+        environ |= {"PORTPROOF_FORCE": "1"} if force else {}
         environ |= {"PORTPROOF_SEED": str(seed), "PORTPROOF_THREADS": str(threads), "PORTPROOF_MIRROR": mirror.name}
         environ |= {"PORTPROOF_POLICY": str(policy_file.resolve())} if policy_file else {}
         say = (lambda _: None) if quiet else click.echo

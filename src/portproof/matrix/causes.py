@@ -1,45 +1,78 @@
 """Known causes of drift. A cause is named only where its pattern holds, never for a version number alone.
 
-What the patterns rest on was measured (README: The matrix): convolution and BatchNorm are the same bits in every
-TensorFlow from 2.15 to 2.21, erf is not; torch's forward pass is the same bits from 2.2 to 2.15, its gradients are not.
+Each was measured operation by operation (README: The matrix). A release explains a difference that begins at the kind of
+layer that it computes otherwise, and only if it lies between all cells of the one class and all cells of the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from portproof.matrix.facts import Beginning
 from portproof.matrix.table import release
 
-# Releases in which TensorFlow's erf gives other float32 bits than in the one before.
-_ERF = ((2, 19), (2, 20), (2, 21))
-_ERF_LAYERS = ("gelu", "activation", "erf")
+
+@dataclass(frozen=True)
+class _Change:
+    """From ``since`` on, a package gives other float32 bits for one kind of layer; ``onednn``: only where that is on."""
+
+    package: str
+    since: tuple[int, ...]
+    kind: str
+    text: str
+    onednn: bool = False
+
+
+_CHANGES = (
+    _Change("keras", (3,), "batchnorm", "Keras 2 computes BatchNorm in one fused operation, Keras 3 in several"),
+    _Change(
+        "tensorflow", (2, 17), "conv2d", "TensorFlow 2.17 brought another oneDNN, with other convolutions", onednn=True
+    ),
+    _Change("tensorflow", (2, 19), "gelu", "TensorFlow 2.19 computes tf.nn.gelu otherwise"),
+    _Change("tensorflow", (2, 20), "gelu", "TensorFlow 2.20 computes erf otherwise, and exact GELU with it"),
+    _Change("tensorflow", (2, 21), "gelu", "TensorFlow 2.21 computes tf.nn.gelu otherwise"),
+)
 _MATRIX_LAYERS = ("conv", "linear", "dense", "attention")  # kinds begin or end so: what oneDNN and BLAS compute
 _TORCH_GRADIENTS = (2, 9)  # up to 2.6 one group of bits, from this release on another
 _ISA_VARIABLES = ("ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA")
 _ONEDNN_VARIABLES = ("TF_ENABLE_ONEDNN_OPTS", "TF_DISABLE_MKL")
 
+Environments = Sequence[Mapping[str, Any]]  # of all cells of one class, as their traces have them
 
-def known_causes(
-    side: str, begins: Mapping[str, Beginning], a: Mapping[str, Any], b: Mapping[str, Any]
-) -> Iterator[str]:
-    """The causes that explain where a difference begins, from the environments of two traces."""
-    versions = release(str(a.get("version", ""))), release(str(b.get("version", "")))
+
+def known_causes(side: str, begins: Mapping[str, Beginning], a: Environments, b: Environments) -> Iterator[str]:
+    """The causes that explain where a difference between two classes of cells begins."""
     first = begins.get("float32") or begins.get("float64")
-    if side == "tensorflow" and first and first.inputs_equal and first.kind in _ERF_LAYERS:
-        crossed = [each for each in _ERF if (versions[0] < each) != (versions[1] < each)]
-        if crossed:
-            names = " and ".join(".".join(map(str, each)) for each in crossed)
-            yield f"TensorFlow {names} changed erf, which GELU is computed from"
-    if (
-        side == "torch"
-        and "gradients" in begins
-        and (versions[0] < _TORCH_GRADIENTS) != (versions[1] < _TORCH_GRADIENTS)
-    ):
+    if side == "tensorflow" and first and first.inputs_equal:
+        for change in _CHANGES:
+            if change.kind == first.kind and _between(change.package, change.since, a, b):
+                if not change.onednn or not any(map(_without_onednn, (*a, *b))):
+                    yield change.text
+    if side == "torch" and "gradients" in begins and _between("torch", _TORCH_GRADIENTS, a, b):
         yield "torch's gradients are other bits from 2.9 on than up to 2.6; its forward pass is not"
-    if versions[0] == versions[1]:
-        yield from _same_framework(first or begins.get("gradients"), a, b)
+    if {each.get("version") for each in a} == {each.get("version") for each in b}:
+        yield from _same_framework(first or begins.get("gradients"), a[0], b[0])
+
+
+def _between(package: str, since: tuple[int, ...], a: Environments, b: Environments) -> bool:
+    """Whether all cells of one class have a package from before ``since``, and all cells of the other from after."""
+    versions = [{_version(package, each) for each in environments} for environments in (a, b)]
+    if not all(all(found) for found in versions):
+        return False
+    older = [{version < since for version in found} for found in versions]
+    return older in ([{True}, {False}], [{False}, {True}])
+
+
+def _version(package: str, environment: Mapping[str, Any]) -> tuple[int, ...]:
+    found = environment.get("version" if package == environment.get("framework") else package, "")
+    return release(str(found))
+
+
+def _without_onednn(environment: Mapping[str, Any]) -> bool:
+    numerics = environment.get("machine", {}).get("numerics", {})
+    return numerics.get("TF_ENABLE_ONEDNN_OPTS") == "0" or "TF_DISABLE_MKL" in numerics
 
 
 def _same_framework(first: Beginning | None, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:

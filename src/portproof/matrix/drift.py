@@ -40,13 +40,11 @@ def measure_drift(side: str, traces: Mapping[str, Trace]) -> Drift:
             known[files] = _content(trace)
         classes.setdefault(known[files], []).append(cell)
     groups = [tuple(cells) for cells in classes.values()]
-    firsts = [traces[cells[0]] for cells in groups]
+    members = [[traces[cell] for cell in cells] for cells in groups]
     order: dict[str, str] = {}
-    for trace in firsts:
-        order |= {name: kind for name, kind in _layers(trace) if name not in order}
-    pairs = [
-        _pair(i, j, firsts[i], firsts[j], tuple(order)) for j in range(len(firsts)) for i in range(j)
-    ]  # by the later class, so that the rows of a page grow
+    for traces_of_class in members:
+        order |= {name: kind for name, kind in _layers(traces_of_class[0]) if name not in order}
+    pairs = [_pair(i, j, members[i], members[j], tuple(order)) for j in range(len(members)) for i in range(j)]
     return Drift(side, tuple(order), tuple(order.values()), tuple(groups), tuple(pairs))
 
 
@@ -70,8 +68,11 @@ def _layers(trace: Trace) -> Iterator[tuple[str, str]]:
                 yield key.removeprefix("output/"), kinds.get(call.layer, "")
 
 
-def _pair(i: int, j: int, a: Trace, b: Trace, layers: tuple[str, ...]) -> DriftPair:
-    differences = tuple(changed(a.manifest.environment, b.manifest.environment))
+def _pair(i: int, j: int, class_a: list[Trace], class_b: list[Trace], layers: tuple[str, ...]) -> DriftPair:
+    """Two classes, measured between the first of each."""
+    a, b = class_a[0], class_b[0]
+    environments = [[trace.manifest.environment for trace in traces] for traces in (class_a, class_b)]
+    differences = tuple(changed(environments[0][0], environments[1][0]))
     reason = why_not_comparable(a, b)
     if reason:
         return DriftPair(i, j, changed=differences, not_comparable=reason)
@@ -88,7 +89,7 @@ def _pair(i: int, j: int, a: Trace, b: Trace, layers: tuple[str, ...]) -> DriftP
         float32=tuple(found["float32"].get(name) for name in layers),
         begins=begins,
         groups=tuple(drift_groups(facts)),
-        causes=tuple(known_causes(a.manifest.side, begins, a.manifest.environment, b.manifest.environment)),
+        causes=tuple(known_causes(a.manifest.side, begins, *environments)),
         changed=differences,
     )
 
