@@ -187,10 +187,12 @@ class _Limits:
     def __call__(self, each: Measurement) -> float:
         if each.phase.startswith("float64"):
             return limit64(each, self._policy, self._overall)
-        twin = self._exact.get((_TWIN.get(each.phase, ""), each.group, each.name))
-        if twin is None or twin.error_a is None or not math.isfinite(twin.error_a):
-            return self._policy.float32
-        return precision_limit(twin, self._policy)
+        phase = _TWIN.get(each.phase, "float64.train")
+        twin = self._exact.get((phase, each.group, each.name))
+        if twin is not None and twin.error_a is not None and math.isfinite(twin.error_a):
+            return precision_limit(twin, self._policy)
+        # Not stored in both precisions: what the gradients err by has to do.
+        return max(self._policy.precision * self._overall, self._policy.precision_floor)
 
     def above(self, each: Measurement) -> bool:
         """Whether it drifted further than it may."""

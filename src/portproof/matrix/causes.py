@@ -1,7 +1,7 @@
 """Known causes of drift. A cause is named only where its pattern holds, never for a version number alone.
 
-Each was measured operation by operation (README: The matrix). A release explains a difference that begins at the kind of
-layer that it computes otherwise, and only if it lies between all cells of the one class and all cells of the other.
+Each was measured operation by operation (README: The matrix). A release explains a difference that begins at the kind
+of layer that it computes otherwise, and only if it lies between all cells of the one class and all cells of the other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from portproof.matrix.table import release
 
 @dataclass(frozen=True)
 class _Change:
-    """From ``since`` on, a package gives other float32 bits for one kind of layer; ``onednn``: only where that is on."""
+    """From ``since`` on, a package gives other float32 bits for one kind of layer; ``onednn``: where that is on."""
 
     package: str
     since: tuple[int, ...]
@@ -47,9 +47,9 @@ def known_causes(side: str, begins: Mapping[str, Beginning], a: Environments, b:
     first = begins.get("float32") or begins.get("float64")
     if side == "tensorflow" and first and first.inputs_equal:
         for change in _CHANGES:
-            if change.kind == first.kind and _between(change.package, change.since, a, b):
-                if not change.onednn or not any(map(_without_onednn, (*a, *b))):
-                    yield change.text
+            has_effect = not change.onednn or not any(map(_without_onednn, (*a, *b)))
+            if change.kind == first.kind and has_effect and _between(change.package, change.since, a, b):
+                yield change.text
     if side == "torch" and "gradients" in begins and _between("torch", _TORCH_GRADIENTS, a, b):
         yield "torch's gradients are other bits from 2.9 on than up to 2.6; its forward pass is not"
     if {each.get("version") for each in a} == {each.get("version") for each in b}:

@@ -1,4 +1,4 @@
-"""Drift from a baseline on the terminal: what was measured, what it may be, where it begins, one line of verdict a side."""
+"""Drift from a baseline on the terminal: measured, limit, where it begins, and one line of verdict a side."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from portproof.compare.checks import FAIL, PASS
-from portproof.report.terminal import console_for, mark, table, text
+from portproof.report.terminal import console_for, cut, mark, table, text
 
 if TYPE_CHECKING:
     from portproof.matrix.baseline import SideDrift
+
+_NAME = 36  # columns for the name of a tensor
 
 
 def render_baseline(
@@ -21,9 +23,7 @@ def render_baseline(
     """Print how far each side is from its baseline; with ``verbose`` also what is equal to the bit."""
     console = console or console_for(sys.stdout)
     for side in sides:
-        versions = (
-            side.version if side.version == side.baseline_version else f"{side.baseline_version}, now {side.version}"
-        )
+        versions = " and now ".join(dict.fromkeys([side.baseline_version, side.version]))
         console.print(text(side.side, "bold") + text(f"  {versions}"))
         made = table("", "phase", "what", "drift", "limit", "tensors", "equal", "closest to the limit")
         for column in made.columns[3:7]:
@@ -34,7 +34,7 @@ def render_baseline(
             made.add_row(
                 mark(console, FAIL if check.above else PASS, "" if not check.above else f"{check.above} above"),
                 *map(text, (check.phase, check.title, f"{check.measured:.1e}", f"{check.limit:.1e}")),
-                *map(text, (str(check.tensors), str(check.equal), check.where)),
+                *map(text, (str(check.tensors), str(check.equal), cut(check.where, _NAME))),
             )
         if made.row_count:
             console.print(made)
@@ -44,9 +44,8 @@ def render_baseline(
     for side in sides:
         tensors = sum(check.tensors for check in side.checks)
         if side.identical:
-            console.print(
-                text("SAME", "bold green") + text(f"  {subject}, {side.side}: {tensors} tensors equal to the bit")
-            )
+            said = f"  {subject}, {side.side}: {tensors} tensors equal to the bit"
+            console.print(text("SAME", "bold green") + text(said))
         elif not side.drifted:
             equal = sum(check.equal for check in side.checks)
             said = f"  {subject}, {side.side}: within the limits; {equal} of {tensors} tensors equal to the bit"
