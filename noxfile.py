@@ -230,13 +230,18 @@ def install(session: nox.Session, *steps: list[str], torch: str = "", digest: st
         return
     stamp.unlink(missing_ok=True)
     uv = session.venv_backend == "uv"
+    begun = stamp.with_name("portproof-installing.txt")
+    # One that was killed may have left packages without some of their files, which count as installed.
+    again = ["--reinstall" if uv else "--force-reinstall"] if begun.is_file() else []
+    begun.touch()
     # Best match, as pip has it: the CPU index also mirrors old NumPy and the like, and uv would stop there.
     best = ["--index-strategy", "unsafe-best-match"] if uv else []
     indexes = ["--extra-index-url", torch, *best] if torch else []
-    options = [] if uv else ["--no-compile"]  # see BYTECODE; uv compiles only when told to
+    options = again if uv else [*again, "--no-compile"]  # see BYTECODE; uv compiles only when told to
     for step in filter(None, steps):
         session.install(*options, *indexes, *step, env=uv_settings(os.environ) if uv else None)
     stamp.write_text(wanted)
+    begun.unlink()
 
 
 def uv_settings(environ: os._Environ[str] | dict[str, str]) -> dict[str, str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from portproof.cli import common
-from portproof.errors import InputError
+from portproof.errors import InputError, SetupError
 
 if TYPE_CHECKING:
     from portproof.matrix.run import Budget
@@ -144,7 +145,8 @@ def matrix(
     from portproof import cpu
 
     environ = dict(os.environ)  # for the commands that --run starts; what follows is for this process alone
-    cpu.isolate()  # before NumPy: sums of a few thousand values are no work for many threads
+    with suppress(SetupError):  # a framework is loaded already: not a process of our own
+        cpu.isolate()  # before NumPy: sums of a few thousand values are no work for many threads
     from portproof.matrix import gather, run
     from portproof.matrix.inputs import Inputs, gather_inputs, with_lock
     from portproof.matrix.table import Cell, chosen, locks_folder

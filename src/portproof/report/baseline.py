@@ -14,7 +14,7 @@ from portproof.report.terminal import console_for, cut, mark, table, text
 if TYPE_CHECKING:
     from portproof.matrix.baseline import SideDrift
 
-_NAME = 36  # columns for the name of a tensor
+_NAME = 30  # columns for the name of a tensor
 
 
 def render_baseline(
