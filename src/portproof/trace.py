@@ -185,6 +185,7 @@ class TraceWriter:
         except SafetensorError as error:  # it wraps the operating system's error, a full disk among them
             code = re.search(r"os error (\d+)", str(error))
             raise OSError(int(code[1]) if code else errno.EIO, f"could not write: {error}", str(path)) from error
+        path.chmod(0o644)  # safetensors makes it private; a container's traces are read by somebody else
         self._shards.append(_sha256(path))
         self._pending, self._pending_bytes = {}, 0
 
