@@ -45,6 +45,14 @@ def test_the_gate_needs_every_other_job() -> None:
     assert {*needs[1].split(", "), "gate"} == set(jobs)
 
 
+def test_continuous_integration_runs_every_python_and_every_tensorflow() -> None:
+    (line,) = re.findall(r"--cells (\S+)", (ROOT / ".ci/run").read_text(encoding="utf-8"))
+    cells = {f"{cell['python']}-tf{cell['tensorflow']}": cell for cell in CELLS}
+    chosen = [cells[name] for name in line.split(",")]
+    for key in ("python", "tensorflow"):
+        assert {cell[key] for cell in chosen} == {cell[key] for cell in CELLS}
+
+
 @pytest.fixture(scope="module")
 def job() -> ModuleType:
     spec = importlib.util.spec_from_file_location("portproof_kubernetes", KUBERNETES / "job.py")

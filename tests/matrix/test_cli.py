@@ -1,4 +1,4 @@
-"""The commands `cell`, `matrix` and `baseline` as a user meets them: exit codes, and one message for whatever is wrong."""
+"""The commands `cell`, `matrix` and `baseline` as a user meets them: exit codes, one message for whatever is wrong."""
 
 from __future__ import annotations
 
