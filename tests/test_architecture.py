@@ -55,6 +55,7 @@ MAY_IMPORT = {
     "data": {"data", "errors", "files"},
     "transfer": {"transfer", "alignment", "errors", "files", "trace"},
     "compare": {"compare", "alignment", "errors", "files", "plan", "trace"},
+    "matrix": {"matrix", "check", "compare", "cpu", "errors", "files", "mirror", "plan", "report", "trace"},
     "capture": {"capture", "alignment", "cpu", "edits", "errors", "files", "mirror", "plan", "trace", "transfer"},
 }
 # For the areas above the table: what must not look up, or sideways.
@@ -137,6 +138,12 @@ def test_imports_point_one_way(module: str) -> None:
         assert one.area != "cli" or module == "__main__.py", f"{where}: the command line is the top, nothing imports it"
         assert one.area in MAY_IMPORT.get(area, {one.area}), f"{where}: {area} may import {sorted(MAY_IMPORT[area])}"
         assert one.area not in MAY_NOT_IMPORT.get(area, ()), f"{where}: that points upwards or sideways"
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("report/")])
+def test_reports_know_the_facts_of_a_matrix_and_nothing_else_of_it(module: str) -> None:
+    found = {one.name for one in imports(module) if one.area == "matrix"}
+    assert found <= {"portproof.matrix.facts"}  # which imports nothing, so that no circle closes
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("compare/")])

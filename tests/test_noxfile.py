@@ -130,6 +130,97 @@ def index(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.server_close()
 
 
+def test_the_list_of_sessions_is_enough_for_a_ci_matrix(noxfile: ModuleType) -> None:
+    """What .github/workflows/ci.yml does with jq: session, Python and TensorFlow of every cell, and nothing else."""
+    command = [sys.executable, str(ROOT / "noxfile.py"), "--json", "-l", "-t", "parity"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    listed = [(one["session"], one["python"], one["call_spec"]["tf"]) for one in json.loads(run.stdout)]
+    assert sorted(listed) == sorted((f"parity-{python}(tf='{tf}')", python, tf) for python, tf in CELLS)
+
+
+class Installing:
+    """A session that notes what it was asked to install, and leaves lock files to look at."""
+
+    def __init__(self, folder: Path, backend: str = "uv") -> None:
+        self.bin, self.venv_backend, self.folder = str(folder / "bin"), backend, folder
+        self.installed: list[tuple[str, ...]] = []
+        self.warned: list[str] = []
+        self.stops = False
+
+    def create_tmp(self) -> str:
+        return str(self.folder)
+
+    def install(self, *arguments: str, env: dict[str, str] | None = None) -> None:
+        self.installed.append(arguments)
+        if self.stops:
+            raise KeyboardInterrupt
+
+    def run(self, *_: str, **__: Any) -> str:
+        return "2.13.0+cpu cpu"
+
+    def warn(self, message: str) -> None:
+        self.warned.append(message)
+
+    def log(self, _: str) -> None:
+        """What build came, which no test asks for."""
+
+
+CELL = {"python": "3.12", "tensorflow": "2.19.1", "torch": "2.13.0"}
+
+
+@pytest.mark.parametrize("official", [True, False])
+def test_a_cell_is_installed_from_its_lock_by_hash(
+    noxfile: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, official: bool
+) -> None:
+    source = ("https://index.example/cpu", "") if official else ("", "cannot be reached")
+    monkeypatch.setattr(noxfile, "torch_source", lambda _: source)
+    for name in ("PIP_FIND_LINKS", "UV_FIND_LINKS"):
+        monkeypatch.delenv(name, raising=False)
+    session = Installing(tmp_path)
+    noxfile.install_cell(session, CELL)
+    locked, *rest = session.installed
+    assert "--require-hashes" in locked
+    assert locked[-1].endswith("3.12-tf2.19.1.txt")
+    text = Path(locked[-1]).read_text(encoding="utf-8")
+    lock = (ROOT / "docker/locks/3.12-tf2.19.1.txt").read_text(encoding="utf-8")
+    if official:
+        assert text == lock
+        assert rest == [(*locked[:4], "--no-deps", "-e", ".")]
+        assert session.warned == []
+    else:  # torch alone, and announced
+        left_out = [line for line in lock.splitlines() if line not in text.splitlines()]
+        assert left_out[0].startswith("torch==2.13.0+cpu")
+        assert len(left_out) == 3  # and its two hashes
+        assert [one[-1] for one in rest] == ["torch==2.13.0", "."]
+        assert session.warned == ["cannot be reached"]
+
+
+def test_a_wheel_folder_makes_the_whole_lock_usable(
+    noxfile: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(noxfile, "torch_source", lambda _: ("", "cannot be reached"))
+    (tmp_path / "torch-2.13.0+cpu-cp312-cp312-manylinux_2_28_x86_64.whl").touch()
+    monkeypatch.setenv("PIP_FIND_LINKS", f"/nowhere {tmp_path}")
+    monkeypatch.delenv("UV_FIND_LINKS", raising=False)
+    session = Installing(tmp_path)
+    noxfile.install_cell(session, CELL)
+    assert session.warned == []
+    assert [one[-1].rpartition("/")[2] for one in session.installed] == ["3.12-tf2.19.1.txt", "."]
+    assert not noxfile.cpu_wheel({**CELL, "python": "3.13"}, {"PIP_FIND_LINKS": str(tmp_path)})
+
+
+def test_an_installation_that_was_broken_off_is_done_anew(noxfile: ModuleType, tmp_path: Path) -> None:
+    session = Installing(tmp_path)
+    (tmp_path / "bin").mkdir()
+    session.stops = True
+    with pytest.raises(KeyboardInterrupt):
+        noxfile.install(session, ["numpy"])
+    session.stops = False
+    noxfile.install(session, ["numpy"])
+    noxfile.install(session, ["numpy"])
+    assert session.installed == [("numpy",), ("--reinstall", "numpy")]  # and the third time nothing
+
+
 def test_an_index_that_answers_is_taken_without_a_word(noxfile: ModuleType, index: str) -> None:
     assert noxfile.torch_source({"PORTPROOF_TORCH_INDEX": f"{index}/cpu/"}) == (f"{index}/cpu/", "")
 
@@ -196,7 +287,7 @@ def installed(noxfile: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
                 handed.extend(arguments)
 
         (tmp_path / backend).mkdir()
-        noxfile.install(Session(), "torch", torch=True)
+        noxfile.install(Session(), ["torch"], torch=noxfile.torch_source(os.environ)[0])
         return handed
 
     monkeypatch.setattr(noxfile, "reachable", lambda url: True)
