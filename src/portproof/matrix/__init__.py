@@ -1,0 +1,1 @@
+"""The matrix: many cells run, gathered, and held against each other."""
