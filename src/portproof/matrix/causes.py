@@ -32,7 +32,11 @@ def known_causes(
         if crossed:
             names = " and ".join(".".join(map(str, each)) for each in crossed)
             yield f"TensorFlow {names} changed erf, which GELU is computed from"
-    if side == "torch" and "gradients" in begins and (versions[0] < _TORCH_GRADIENTS) != (versions[1] < _TORCH_GRADIENTS):
+    if (
+        side == "torch"
+        and "gradients" in begins
+        and (versions[0] < _TORCH_GRADIENTS) != (versions[1] < _TORCH_GRADIENTS)
+    ):
         yield "torch's gradients are other bits from 2.9 on than up to 2.6; its forward pass is not"
     if versions[0] == versions[1]:
         yield from _same_framework(first or begins.get("gradients"), a, b)

@@ -3,10 +3,10 @@
     reports/3.12-tf2.19.1/
       cell.json                 what it was made from, what came out, where: written last
       smoke.json  parity.json   the reports, as `portproof judge` reads them
-      torch/  tensorflow/       parity's traces; shards that another cell has bit for bit are hard links to the same file
+      torch/  tensorflow/       parity's traces; files that another cell has too are hard links
       torch.log  tensorflow.log
 
-It is written beside its place and renamed. A run that is killed leaves nothing but a hidden folder that the next removes.
+It is written beside its place and renamed. A run that is killed leaves a hidden folder at most, which the next removes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SUITES = ("smoke", "parity")
 
 @dataclass(frozen=True)
 class CellRecord:
-    """What ``cell.json`` says. ``outcomes`` and ``seconds`` are by suite; ``error`` is the message of a run that failed.
+    """What ``cell.json`` says. ``outcomes`` are by suite; ``error`` is the message of a run that failed.
 
     ``shards`` are the digests of each side's trace files. ``recorded`` is what no judgement depends on: when, how long.
     """
@@ -82,7 +82,9 @@ class CellRecord:
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}.") from error
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise InputError(f"{path} is not the record of a cell (truncated or edited?): run the cell again.") from error
+            raise InputError(
+                f"{path} is not the record of a cell (truncated or edited?): run the cell again."
+            ) from error
 
     def why_not(self, now: Inputs) -> str:
         """Why the result is not up to date; empty if it is."""
@@ -237,5 +239,3 @@ def _tidy(reports: Path, name: str) -> None:
             complete.rename(target)
     for path in left:
         shutil.rmtree(path, ignore_errors=True)
-
-

@@ -10,7 +10,6 @@ import numpy as np
 
 from portproof.compare import compare
 from portproof.compare.facts import MODEL, CallFacts, Facts, Measurement
-from portproof.errors import TraceError
 from portproof.matrix.causes import changed, known_causes
 from portproof.matrix.facts import Beginning, Drift, DriftGroup, DriftPair
 from portproof.trace import Trace

@@ -1,4 +1,4 @@
-"""Gathering: the folders of cells, wherever they were run, become a matrix; what is missing or stale is said to be so."""
+"""Gathering: the folders of cells, wherever they were run, become a matrix; what is missing or stale stands in it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def gather(
     table = {cell.id: cell for cell in cells()}
     asked = {cell.id: cell for cell in wanted}
     for name, (_, record) in records.items():
-        asked.setdefault(name, table.get(name) or Cell(record.python, record.tensorflow, {}))
+        python, _, tensorflow = name.partition("-tf")
+        asked.setdefault(name, table.get(name) or Cell(python, tensorflow, {}))
     digest = _each_file_once()
     results, traces = [], {}
     for cell in sorted(asked.values(), key=lambda each: (release(each.python), release(each.tensorflow))):
@@ -73,6 +74,15 @@ def gather(
         policy=asdict(policy or Policy()),
         notes=tuple(notes),
     )
+
+
+def why_run(folder: Path, now: Inputs) -> str:
+    """Why a cell has to be run; empty if its folder is up to date."""
+    try:
+        record = CellRecord.load(folder)
+    except InputError as error:
+        return str(error)
+    return record.why_not(now)
 
 
 def save(matrix: Matrix, path: Path) -> None:
@@ -95,12 +105,14 @@ def load(path: Path) -> Matrix:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path} is not a portproof matrix (written by --json), or was truncated or edited.") from error
+        raise InputError(
+            f"{path} is not a portproof matrix (written by --json), or was truncated or edited."
+        ) from error
 
 
 def _records(reports: Path) -> tuple[dict[str, tuple[Path, CellRecord | InputError]], list[str]]:
     """By cell, the folder and its record, or why that cannot be read; and what has to be said about them."""
-    found: dict[str, tuple[Path, Any]] = {}
+    found: dict[str, tuple[Path, CellRecord | InputError]] = {}
     notes = []
     paths = [path for place in _PLACES for path in sorted(reports.glob(place))]
     for path in paths:

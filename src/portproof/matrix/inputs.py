@@ -1,4 +1,4 @@
-"""What a cell's result was made from: lock, source, mirror, policy, settings. Equal inputs mean that it is up to date."""
+"""What a cell's result was made from: lock, source, mirror, policy, settings. Equal inputs: it is up to date."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,11 @@ def gather_inputs(
         threads=threads,
         variables={name: value for name, value in numerics.items() if name not in _OURS},
     )
+
+
+def with_lock(inputs: Inputs, lock: Path | None) -> Inputs:
+    """The same inputs for another cell, which differs in its lock alone."""
+    return replace(inputs, lock=file_digest(lock) if lock else "")
 
 
 # portproof sets these itself in every worker, whatever the user has.

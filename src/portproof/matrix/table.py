@@ -108,7 +108,7 @@ def locks_folder() -> Path | None:
 
 def pins_of(lock: str, machine: str) -> dict[str, str]:
     """Package -> version of the text of a lock, those of other machines left out."""
-    found = {}
+    found: dict[str, str] = {}
     for line in lock.splitlines():
         machines = _MACHINE.findall(line)
         if (match := _PIN.match(line)) and (not machines or machine in machines):
