@@ -2,9 +2,10 @@
 
     nox -s smoke                          the smoke test, with this Python
     nox -s tests -- -k verdict            pytest, with arguments
-    nox -s parity-3.12                    parity with every TensorFlow of Python 3.12
-    nox -s "parity-3.12(tf='2.19.1')"     parity in one cell; the cells stand in src/portproof/cells.toml
-    nox -t parity                         parity in all cells
+    nox -s parity-3.12                    every TensorFlow of Python 3.12, kept in reports/3.12-tf2.19.1 and the like
+    nox -s "parity-3.12(tf='2.19.1')"     one cell; the cells stand in src/portproof/cells.toml
+    nox -t parity                         all cells, one after the other
+    nox -s matrix                         what is missing or stale of all cells, several at a time; then the matrix
 
 torch comes from PyTorch's CPU index. PORTPROOF_TORCH_INDEX names another one; empty, it means the default index alone.
 A Python that is missing is skipped, or an error where CI is set; --download-python auto fetches it instead.
@@ -20,6 +21,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
+import shlex
 import ssl
 import sys
 import urllib.error
@@ -37,6 +40,7 @@ PYPROJECT = nox.project.load_toml(HERE / "pyproject.toml")
 MATRIX = nox.project.load_toml(HERE / "src" / "portproof" / "cells.toml")
 CELLS = {(cell["python"], cell["tensorflow"]): cell for cell in MATRIX["cells"]}
 PYTHONS = list(MATRIX["default"])
+LOCKS = HERE / "docker" / "locks"
 
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 INDEX_TIMEOUT = 5.0  # seconds to wait for the index before the fallback
@@ -121,7 +125,7 @@ def bench(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Ruff: rules and formatting; hadolint for the Dockerfile."""
-    install(session, *group("lint"))
+    install(session, [*group("lint")])
     session.run("hadolint", "--config", "docker/hadolint.yaml", "docker/Dockerfile")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
@@ -130,39 +134,46 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Mypy, strict, on the package."""
-    install(session, "-e", ".", *group("types"))
+    install(session, ["-e", ".", *group("types")])
     session.run("mypy", *session.posargs)
 
 
 @nox.session(default=False)
 def docker(session: nox.Session) -> None:
     """The tests that build the image and run it, with a real engine; PYTHON_VERSION and TF_VERSION select the cell."""
-    install(session, "-e", ".", *group("docker"))
+    install(session, ["-e", ".", *group("docker")])
     session.run("pytest", "tests/docker", *session.posargs)
 
 
 @nox.session(default=False)
 def lock(session: nox.Session) -> None:
     """Write docker/locks anew; a second run changes nothing. `-- --upgrade` takes newer versions."""
-    install(session, *(one for one in group("image") if one.startswith("uv")))
+    install(session, [one for one in group("image") if one.startswith("uv")])
     session.run("python", "docker/lock.py", *session.posargs, env=uv_settings(os.environ))
 
 
-def matrix_session(task: str, python: str) -> None:
+def matrix_session(task: str, python: str, *command: str) -> None:
     """Register ``smoke-3.12`` and the like: one run per TensorFlow that has wheels for this Python."""
 
     @nox.session(name=f"{task}-{python}", python=python, tags=[task], default=False, download_python="never")
     @nox.parametrize("tf", [tf for cell_python, tf in CELLS if cell_python == python])
     def run(session: nox.Session, tf: str) -> None:
         install_cell(session, CELLS[python, tf])
-        session.run("python", "-m", "portproof", task, *session.posargs, env=BYTECODE)
+        session.run("python", "-m", "portproof", *command, *session.posargs, env=BYTECODE)
 
-    run.__doc__ = f"portproof {task} on Python {python}."
+    run.__doc__ = f"portproof {command[0]} on Python {python}, from the lock of each TensorFlow."
 
 
-for _task in ("smoke", "parity"):
-    for _python in PYTHONS:
-        matrix_session(_task, _python)
+for _python in PYTHONS:
+    matrix_session("smoke", _python, "smoke")
+    matrix_session("parity", _python, "cell")  # smoke and parity, kept in reports/<cell>
+
+
+@nox.session(requires=[ENVIRONMENT], python=False, default=False)
+def matrix(session: nox.Session) -> None:
+    """Run every cell that is missing or stale, several at a time; then the matrix over all, and its drift."""
+    cell = [sys.executable, "-m", "nox", "-f", str(HERE / "noxfile.py"), "-s", "parity-{python}(tf='{tensorflow}')"]
+    in_environment(session, "-m", "portproof", "matrix", "--run", shlex.join(cell))
 
 
 def group(name: str) -> tuple[str, ...]:
@@ -171,9 +182,23 @@ def group(name: str) -> tuple[str, ...]:
 
 
 def install_cell(session: nox.Session, cell: dict[str, str], *more: str) -> None:
-    """Install the package and one cell's frameworks; name the torch build that came."""
-    pins = [f"{name}=={cell[name]}" for name in ("torch", "keras", "numpy", "protobuf")]
-    install(session, "-e", ".", f"tensorflow-cpu=={cell['tensorflow']}", *pins, *more, torch=True)
+    """Install one cell from its lock, every wheel held against its hash, and the package; name the torch build.
+
+    The lock names PyTorch's own CPU wheel. Where that cannot be had, torch alone comes without a hash.
+    """
+    lock = LOCKS / f"{cell['python']}-tf{cell['tensorflow']}.txt"
+    index, notice = torch_source(os.environ)
+    whole = bool(index) or cpu_wheel(cell, os.environ)
+    if notice and not whole:
+        session.warn(notice)
+    kept = lock.read_text(encoding="utf-8")
+    kept = kept if whole else re.sub(r"^torch==.*\n(?:[ \t]+.*\n)*", "", kept, flags=re.MULTILINE)
+    # Its own copy, so that what was installed can be looked up later.
+    locked = Path(session.create_tmp()) / lock.name
+    locked.write_text(kept, encoding="utf-8")
+    rest = [] if whole else [f"torch=={cell['torch']}"]
+    steps = (["--require-hashes", "--only-binary", ":all:", "-r", str(locked)], rest, ["--no-deps", "-e", "."], [*more])
+    install(session, *steps, torch=index, digest=hashlib.sha256(kept.encode()).hexdigest())
     code = "from portproof import cpu; print(cpu.installed_distributions()['torch'], cpu.torch_build())"
     answer = str(session.run("python", "-c", code, silent=True, log=False))
     version, _, build = answer.strip().partition(" ")
@@ -181,27 +206,32 @@ def install_cell(session: nox.Session, cell: dict[str, str], *more: str) -> None
     session.log(f"torch {version}, {build} build{hidden}; tensorflow-cpu {cell['tensorflow']}")
 
 
-def install(session: nox.Session, *requirements: str, torch: bool = False) -> None:
-    """Install into the session's environment, unless the very same was installed there before.
+def cpu_wheel(cell: dict[str, str], environ: os._Environ[str] | dict[str, str]) -> bool:
+    """Whether a folder that pip or uv looks into has PyTorch's CPU wheel for a cell's Python."""
+    folders = re.split(r"[ ,]+", environ.get("UV_FIND_LINKS") or environ.get("PIP_FIND_LINKS") or "")
+    tag = "cp" + cell["python"].replace(".", "")
+    return any(next(Path(one).glob(f"torch-{cell['torch']}+cpu-{tag}-*.whl"), None) for one in folders if one)
 
-    With uv and with pip alike, wheels are looked for where pip is told to look.
+
+def install(session: nox.Session, *steps: list[str], torch: str = "", digest: str = "") -> None:
+    """Install into the session's environment, one step after the other, unless the very same was installed before.
+
+    With uv and with pip alike, wheels are looked for where pip is told to look, and in the index ``torch``. ``digest``
+    stands for the contents of files that are named.
     """
-    wanted = "\n".join(requirements) + "\n" + hashlib.sha256((HERE / "pyproject.toml").read_bytes()).hexdigest()
+    pyproject = hashlib.sha256((HERE / "pyproject.toml").read_bytes()).hexdigest()
+    wanted = "\n".join([*(" ".join(step) for step in steps), digest, pyproject])
     stamp = Path(session.bin).parent / "portproof-installed.txt"
     if stamp.is_file() and stamp.read_text() == wanted:
         return
     stamp.unlink(missing_ok=True)
     uv = session.venv_backend == "uv"
-    indexes: list[str] = []
-    if torch:
-        index, notice = torch_source(os.environ)
-        if notice:
-            session.warn(notice)
-        if index:
-            # Best match, as pip has it: the CPU index also mirrors old NumPy and the like, and uv would stop there.
-            indexes = ["--extra-index-url", index, *(["--index-strategy", "unsafe-best-match"] if uv else [])]
+    # Best match, as pip has it: the CPU index also mirrors old NumPy and the like, and uv would stop there.
+    best = ["--index-strategy", "unsafe-best-match"] if uv else []
+    indexes = ["--extra-index-url", torch, *best] if torch else []
     options = [] if uv else ["--no-compile"]  # see BYTECODE; uv compiles only when told to
-    session.install(*options, *indexes, *requirements, env=uv_settings(os.environ) if uv else None)
+    for step in filter(None, steps):
+        session.install(*options, *indexes, *step, env=uv_settings(os.environ) if uv else None)
     stamp.write_text(wanted)
 
 

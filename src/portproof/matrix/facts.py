@@ -1,7 +1,7 @@
 """What is known of a matrix: its cells, what each measured, and how far they drift apart. Plain data, judged elsewhere.
 
-A cell is one Python x TensorFlow x torch environment. Drift is the difference between two cells on the same side, for the
-same weights and inputs. Cells whose trace of a side is the same to the bit form a class; drift is measured between the
+A cell is one Python x TensorFlow x torch environment. Drift is the difference between two cells on the same side, for
+the same weights and inputs. Cells whose trace of a side is the same to the bit form a class; drift is measured between the
 first cells of two classes, and holds for all cells in them.
 """
 
@@ -140,7 +140,7 @@ class DriftPair:
     ``float64`` and ``float32`` are the relative differences of the outputs of `Drift.layers`, eval mode, ``0.0`` where
     equal to the bit, ``None`` where one of the two has no such layer. ``begins`` holds the beginning by precision.
     ``causes`` are known causes whose pattern holds here; ``changed`` says what differs between the two environments.
-    ``not_comparable`` is empty, or says why the two must not be compared, such as other inputs; then nothing was measured.
+    ``not_comparable`` is empty, or says why the two must not be compared, such as other inputs: nothing was measured.
     """
 
     a: int

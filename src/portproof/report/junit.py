@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from portproof.report import Report
 
 # What XML 1.0 can hold at all (its section 2.2, "Char"); anything else is unwritable even as an entity.
-_NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def write_junit(report: Report, path: Path | str) -> None:
@@ -109,4 +109,4 @@ def _summary(report: Report) -> str:
 
 
 def _clean(content: str) -> str:
-    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", content)
+    return NOT_XML.sub("\N{REPLACEMENT CHARACTER}", content)

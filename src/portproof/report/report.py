@@ -42,7 +42,7 @@ class Report:
             "facts": self.facts.to_json(),
             "recorded": self.recorded,
         }
-        write_text(Path(path), json.dumps(_finite(body), allow_nan=False) + "\n")
+        write_text(Path(path), json.dumps(finite(body), allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: Path | str) -> Report:
@@ -56,7 +56,7 @@ class Report:
             body = json.loads(path.read_text(encoding="utf-8"))
             if body.get("schema") != SCHEMA:
                 raise InputError(f"{path} has schema {body.get('schema')!r}, this version reads {SCHEMA!r}.")
-            facts = Facts.from_json(_restored(body["facts"]))
+            facts = Facts.from_json(restored(body["facts"]))
             policy = Policy.from_mapping(body["verdict"]["policy"], str(path))
             return cls(facts, judge(facts, policy), dict(body.get("recorded", {})))
         except OSError as error:
@@ -70,21 +70,23 @@ class Report:
 _SPECIAL = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Plain data that JSON can hold: infinities and NaN as ``{"float": "inf"}``."""
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": str(value)}
     if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: finite(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
+        return [finite(each) for each in value]
     return value
 
 
-def _restored(value: Any) -> Any:
+def restored(value: Any) -> Any:
+    """What `finite` was given."""
     if isinstance(value, dict):
         if set(value) == {"float"}:
             return _SPECIAL[value["float"]]
-        return {key: _restored(each) for key, each in value.items()}
+        return {key: restored(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [_restored(each) for each in value]
+        return [restored(each) for each in value]
     return value
