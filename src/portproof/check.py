@@ -39,8 +39,8 @@ class Settings:
     or a checkpoint file for the side that its name belongs to, carried over to the other. ``interpreters``: Python
     executables by side. ``traces``: a folder to keep both traces in. ``samples``: real examples instead of the
     mirror's own. ``lanes``: processes that the TensorFlow side's phases are dealt to. ``edits``: changes of the port in
-    memory. ``servers``: processes that stay, for many checks of one mirror (then ``lanes`` is 1). ``logs``: a folder for
-    the workers' logs, which has to outlast the servers.
+    memory. ``servers``: processes that stay, for many checks of one mirror (then ``lanes`` is 1). ``logs``: a folder
+    for the workers' logs, which has to outlast the servers.
     """
 
     weights: str | Path = "shared"

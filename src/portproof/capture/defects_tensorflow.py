@@ -146,10 +146,11 @@ def _drop(made: Edited, paths: Sequence[str], *, rate: float) -> None:
 def _pool(made: Edited, paths: Sequence[str], *, source: str, how: str) -> None:
     """Put something else in the place of the mean over positions that the layer is given, or computes."""
     (path,) = paths
-    memory = {} if source == f">{path}" else made.remember(source.removeprefix(">"), given=source.startswith(">"))
+    itself = source == f">{path}"
+    memory = {} if itself else made.remember(source.removeprefix(">"), given=source.startswith(">"))
 
     def call(original: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Any:
-        if not memory:
+        if itself:
             mean = original(x, *args, **kwargs)
             return tf.reshape(_POOLED[how](x), mean.shape)
         return original(tf.reshape(_POOLED[how](memory["value"]), x.shape), *args, **kwargs)

@@ -1,5 +1,6 @@
 """Edits of a Keras model that plant defects in gradients, the loss, an optimizer, and in the precision of float32."""
 
+# mypy: allow-untyped-decorators
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence

@@ -94,8 +94,11 @@ class Edited:
         memory: dict[str, Any] = {}
 
         def call(original: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Any:
+            if given:
+                memory["value"] = x
             output = original(x, *args, **kwargs)
-            memory["value"] = x if given else output
+            if not given:
+                memory["value"] = output
             return output
 
         self.wrap(path, call)

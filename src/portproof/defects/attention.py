@@ -34,7 +34,7 @@ class Attention:
 def attentions(port: Port) -> Iterator[Attention]:
     """Composites with projections that are called after what they project to."""
     for layer in port.composites():
-        parts = {}
+        parts: dict[str, str] = {}
         for child in port.children(layer):
             last = child.rpartition(".")[2].lstrip("_")
             if port.layers[child].kind in _LINEAR:
@@ -126,7 +126,7 @@ ATTENTION = group(
     ),
     Defect(
         "key-and-value-swapped",
-        "Key and value projections in each other's place, as a fused in_proj that is split in another order gives them.",
+        "Key and value projections in each other's place: a fused in_proj that is split in another order.",
         loaded(_swapped("key", "value"), "swap"),
     ),
     Defect(

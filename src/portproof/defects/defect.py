@@ -1,4 +1,4 @@
-"""What a planted defect is: a name, a story, the places of a port where it can be planted, and the edits that plant it."""
+"""What a planted defect is: a name, a story, the places where it can be planted, and the edits that plant it."""
 
 from __future__ import annotations
 

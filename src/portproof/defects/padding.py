@@ -145,7 +145,7 @@ PADDING = group(
     ),
     Defect(
         "asymmetric-padding",
-        "All of the padding at the bottom and right, as ZeroPadding2D(((0, 2), (0, 2))) or an ONNX converter writes it.",
+        "All of the padding at the bottom and right: ZeroPadding2D(((0, 2), (0, 2))), or an ONNX converter.",
         _padded(_at_the_end),
     ),
     Defect(

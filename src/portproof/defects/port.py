@@ -128,9 +128,9 @@ class Port:
             if call.layer == layer:
                 break
             shape = self._shape(call.outputs[0]) if call.outputs else ()
-            if len(shape) == 3 and (shape[0], shape[2]) == frame.shape and shape[1] > 1:
-                if bool((self._tensor(call.outputs[0]) == frame[:, None]).all(-1).any(-1).all()):
-                    found = call.layer
+            fits = len(shape) == 3 and (shape[0], shape[2]) == frame.shape and shape[1] > 1
+            if fits and bool((self._tensor(call.outputs[0]) == frame[:, None]).all(-1).any(-1).all()):
+                found = call.layer
         return found
 
     def upstream(self, layer: str) -> set[str]:
@@ -196,9 +196,9 @@ class Port:
                     yield Sum(name, "output", found)
             elif len(call.inputs) > 1 and call.outputs and (found := self._terms(call.outputs[0], name)):
                 yield Sum(name, "output", found)
-            if parent is not None and call.inputs and call.inputs[0].startswith("input/"):
-                if found := self._terms(call.inputs[0], parent):
-                    yield Sum(name, "input", found)
+            between = parent is not None and call.inputs and call.inputs[0].startswith("input/")
+            if parent is not None and between and (found := self._terms(call.inputs[0], parent)):
+                yield Sum(name, "input", found)
 
     def _terms(self, target: str, parent: str) -> tuple[str, ...]:
         """The terms that ``target`` is the sum of, among what went into ``parent`` and what its parts gave."""

@@ -110,7 +110,7 @@ WEIGHTS = group(
     ),
     Defect(
         "group-order",
-        "Channels of a grouped convolution ordered by place in the group first: (channels / g, g) for (g, channels / g).",
+        "Channels of a grouped convolution ordered by place in the group: (channels / g, g) for (g, channels / g).",
         loaded(_depthwise, "group order"),
     ),
     Defect(
