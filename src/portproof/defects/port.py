@@ -208,10 +208,10 @@ class Port:
         if not shape or len(alike) < 2:
             return ()
         value, values = self._tensor(target), {key: self._tensor(key) for key in alike}
-        limit = _ROUNDING * float(np.linalg.norm(value))
+        limit = _ROUNDING * _norm(value)
         for count in range(2, _MOST_TERMS + 1):
             for chosen in combinations(alike, count):
-                if float(np.linalg.norm(value - sum(values[key] for key in chosen))) <= limit:
+                if _norm(value - sum(values[key] for key in chosen)) <= limit:
                     return tuple(known[key] for key in chosen)
         return ()
 
@@ -242,7 +242,7 @@ class Port:
                 shape = self._shape(gate[0]) if gate else ()
                 if len(shape) != x.ndim or np.prod(shape) >= x.size or shape[:2] != x.shape[:2]:
                     continue
-                if float(np.linalg.norm(y - x * self._tensor(gate[0]))) <= _ROUNDING * float(np.linalg.norm(y)):
+                if _norm(y - x * self._tensor(gate[0])) <= _ROUNDING * _norm(y):
                     yield name
                     break
 
@@ -268,7 +268,7 @@ class Port:
         value = self._tensor(key)
         mean = value.mean(1) if value.ndim == 3 else value.mean(tuple(range(2, value.ndim)))
         found = self._tensor(target).reshape(mean.shape)
-        return float(np.linalg.norm(found - mean)) <= _ROUNDING * float(np.linalg.norm(mean))
+        return _norm(found - mean) <= _ROUNDING * _norm(mean)
 
     def _shape(self, key: str) -> tuple[int, ...]:
         info = self._trace.manifest.tensors.get(f"{self._phase}/{key}")
@@ -276,3 +276,7 @@ class Port:
 
     def _tensor(self, key: str) -> NDArray[Any]:
         return self._trace.tensor(f"{self._phase}/{key}")
+
+
+def _norm(x: NDArray[Any]) -> float:
+    return float(np.sqrt(np.square(x).sum()))

@@ -108,7 +108,8 @@ def _shapes(trace: Trace) -> dict[str, tuple[int, ...]]:
 def only(trace: Trace, phases: Sequence[str]) -> Trace:
     """The same trace as if these phases alone had been run."""
     plan = [phase for phase in trace.manifest.plan if phase["name"] in phases]
-    return Trace(trace.path, replace(trace.manifest, plan=plan))
+    calls = {phase: rows for phase, rows in trace.manifest.calls.items() if phase in phases}
+    return Trace(trace.path, replace(trace.manifest, plan=plan, calls=calls))
 
 
 def equal(honest: Trace, edited: Trace, phases: Sequence[str]) -> bool:
