@@ -29,6 +29,8 @@ FRAMEWORK_MODULES = {
     "tensorflow": (
         "capture/tensorflow.py",
         "capture/edits_tensorflow.py",
+        "capture/defects_tensorflow.py",
+        "capture/defects_training_tensorflow.py",
         "capture/steps_tensorflow.py",
         "capture/keras_model.py",
         "capture/exact.py",
@@ -52,6 +54,7 @@ MAY_IMPORT = {
     "mirror": {"errors"},
     "trace": {"errors", "files"},
     "alignment": {"errors", "trace"},
+    "defects": {"defects", "edits", "errors", "trace"},
     "data": {"data", "errors", "files"},
     "transfer": {"transfer", "alignment", "errors", "files", "trace"},
     "compare": {"compare", "alignment", "errors", "files", "plan", "trace"},
@@ -62,7 +65,8 @@ MAY_IMPORT = {
 MAY_NOT_IMPORT = {
     "report": {"capture", "check", "cli", "models", "processes", "transfer"},
     "doctor": {"capture", "check", "cli", "compare", "models", "transfer"},
-    "check": {"cli", "models"},
+    "check": {"cli", "defects", "models", "selftest"},
+    "selftest": {"capture", "cli", "models", "report", "transfer"},
     "processes": {"check", "cli", "compare", "models", "report"},
 }
 

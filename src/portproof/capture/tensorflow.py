@@ -12,7 +12,11 @@ import numpy as np
 import tensorflow as tf
 
 from portproof.alignment import pair_parameters
-from portproof.capture import kinds
+from portproof.capture import (  # noqa: F401  the defects register their edits
+    defects_tensorflow,
+    defects_training_tensorflow,
+    kinds,
+)
 from portproof.capture.edits_tensorflow import Edited, edited
 from portproof.capture.exact import make_exact
 from portproof.capture.job import MAIN, Job, Weights, other_cases, place

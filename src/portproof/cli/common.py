@@ -54,6 +54,21 @@ running = options(
     ),
     click.option("--timeout", type=click.FloatRange(1), default=600, show_default=True, help="Seconds."),
 )
+pair = options(
+    click.option(
+        "--torch", "torch_factory", metavar="WHERE:FACTORY", help="Module or .py file, and the function in it."
+    ),
+    click.option("--tensorflow", "tensorflow_factory", metavar="WHERE:FACTORY", help="The same for the Keras model."),
+    click.option(
+        "--input",
+        "inputs",
+        multiple=True,
+        metavar="[NAME=]SHAPE[:DTYPE]",
+        help="Shape with the batch first, e.g. 2,100,40 or ids=2,16:'int64<1000'; images as NCHW. May be repeated.",
+    ),
+    click.option("--same-layout", is_flag=True, help="Do not give TensorFlow the channels of images last."),
+    click.option("--batches", default="1,3", show_default=True, help="Further batch sizes to try; empty for none."),
+)
 comparing = options(
     click.option(
         "--weights",
@@ -76,6 +91,50 @@ def mirror_named(name: str) -> Mirror:
     from portproof.mirrors import DEFAULT
 
     return get(name or DEFAULT)
+
+
+def mirror_of(
+    name: str | None,
+    torch_factory: str | None,
+    tensorflow_factory: str | None,
+    inputs: tuple[str, ...],
+    same_layout: bool,
+    batches: str,
+) -> Mirror:
+    """The mirror that the options `pair`, or else its name, stand for.
+
+    Raises:
+        InputError: neither or both were given.
+    """
+    from portproof.mirror import InputSpec, Mirror, get
+
+    if name:
+        if torch_factory or tensorflow_factory or inputs:
+            raise InputError(
+                "A mirror by name brings its own factories and inputs: leave out --torch, --tensorflow, --input."
+            )
+        return get(name)
+    if not torch_factory or not tensorflow_factory or not inputs:
+        raise InputError(
+            "A pair of your own needs --torch WHERE:FACTORY, --tensorflow WHERE:FACTORY and at least one --input SHAPE "
+            "(or the name of a registered mirror; `portproof list` shows them)."
+        )
+    layout = "same" if same_layout else "auto"
+    specs = [
+        InputSpec.parse(text, default_name="x" if i == 0 else f"x{i}", layout=layout) for i, text in enumerate(inputs)
+    ]
+    subject = Path(tensorflow_factory.rpartition(":")[0]).stem
+    return Mirror(subject, torch_factory, tensorflow_factory, tuple(specs), _batch_sizes(batches))
+
+
+def _batch_sizes(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(each) for each in text.split(",") if each.strip())
+    except ValueError:
+        sizes = (0,)
+    if any(size < 1 for size in sizes):
+        raise InputError(f"--batches {text!r} is not a list of positive numbers such as 1,3.")
+    return sizes
 
 
 def make_settings(
