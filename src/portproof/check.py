@@ -69,11 +69,14 @@ def check(
     """
     settings = settings or Settings()
     started = time.perf_counter()
-    source = _source_side(settings.weights)
+    source = source_side(settings.weights)
     if settings.traces:
         for side in SIDES:
             _check_free(settings.traces / side)
-    with _workspace(settings.traces) as (folder, logs), _traces(settings.traces or folder) as traces:
+    with (
+        _workspace(settings.traces, settings.servers) as (folder, logs),
+        _traces(settings.traces or folder) as traces,
+    ):
         jobs = {}
         for side in SIDES:
             role = "own" if settings.weights == "own" else "give" if side == source else "take"
@@ -124,7 +127,7 @@ def capture(
     from portproof.trace import Trace
 
     settings, target = settings or Settings(), Path(target)
-    with _workspace(None) as (folder, logs), _traces(target.parent) as traces:
+    with _workspace(None, settings.servers) as (folder, logs), _traces(target.parent) as traces:
         _check_free(target)
         if weights_from is not None:
             _weights_of(weights_from, Weights).write(folder)
@@ -159,7 +162,7 @@ def _write_job(
 ) -> Path:
     from portproof.capture.job import Job
 
-    file = isinstance(settings.weights, Path) and side == _source_side(settings.weights)
+    file = isinstance(settings.weights, Path) and side == source_side(settings.weights)
     job = Job(
         side=side,
         subject=mirror.name,
@@ -182,7 +185,8 @@ def _write_job(
     return path
 
 
-def _source_side(weights: str | Path) -> str:
+def source_side(weights: str | Path) -> str:
+    """The side that the weights come from."""
     if isinstance(weights, Path):
         from portproof.transfer.checkpoints import side_of
 
@@ -213,13 +217,16 @@ def _weights_of(trace: Trace, weights_type: Any) -> Any:
 
 
 @contextmanager
-def _workspace(traces: Path | None) -> Iterator[tuple[Path, Path]]:
+def _workspace(traces: Path | None, servers: Servers | None) -> Iterator[tuple[Path, Path]]:
     """A temporary folder for what the processes exchange, and a lasting one for their logs."""
     if traces is not None:
         traces.mkdir(parents=True, exist_ok=True)
         logs = traces
-    else:
+    elif servers is None:
         logs = _log_folder()
+    else:
+        # A process that stays writes to the log that it began with.
+        logs = servers.logs = servers.logs or _log_folder()
     with tempfile.TemporaryDirectory(prefix="portproof-", ignore_cleanup_errors=True) as folder:
         yield Path(folder), logs
 

@@ -39,8 +39,8 @@ def _rearrange(made: Edited, _paths: Sequence[str], *, name: str, step: Sequence
     )
 
 
-@edit("exchange")
-def _exchange(made: Edited, _paths: Sequence[str], *, names: Sequence[str], where: str) -> None:
+@edit("swap variables")
+def _swap_variables(made: Edited, _paths: Sequence[str], *, names: Sequence[str], where: str) -> None:
     """Exchange two variables: their values, or what each of them stands for (``layout``)."""
     first, second = names
     _check_known(made, names)
@@ -128,8 +128,8 @@ def _feed(made: Edited, paths: Sequence[str], *, source: str, function: str, pla
         made.wrap(path, lambda call, *args, **kwargs: call(*_with(args, place, lambda _: compute(seen[-1])), **kwargs))
 
 
-@edit("add")
-def _add(made: Edited, paths: Sequence[str], *, terms: Sequence[Any], where: str, place: int = 0) -> None:
+@edit("add terms")
+def _add_terms(made: Edited, paths: Sequence[str], *, terms: Sequence[Any], where: str, place: int = 0) -> None:
     """Add multiples of other layers' inputs or outputs (path, ``input`` or ``output``, times) to what reaches a layer
     or to what it returns."""
     found: list[tuple[list[Any], float]] = []

@@ -43,7 +43,7 @@ class Altered:
             yield Edit("rearrange", (), options)
         for role, layer, other_role in self.swapped:
             other = names[other_role] if not layer else names_of(layer, other_role)
-            yield Edit("exchange", (), {"names": [names[role], other], "where": where})
+            yield Edit("swap variables", (), {"names": [names[role], other], "where": where})
 
     def restore(self, names: Mapping[str, str]) -> Iterator[tuple[Edit, ...]]:
         """Edits that give the tensors the original's values, where nothing more is known of how they were lost."""

@@ -146,7 +146,7 @@ def _another_sum(
         f"{term.name} counts {b:g} times in the port, {a:g} times in the original" for term, a, b in changed
     )
     rows = [[term.layer_b, term.which, float(a - b)] for term, a, b in changed]
-    edit = Edit("add", (layer_b,), {"terms": rows, "where": where, "place": place})
+    edit = Edit("add terms", (layer_b,), {"terms": rows, "where": where, "place": place})
     change = "; ".join(f"{'add' if a > b else 'take away'} {term.name}" for term, a, b in changed)
     yield Cause(call.layer, text, f"{layer_b}: {change}", "sum", ((edit,),))
 
