@@ -29,6 +29,7 @@ FRAMEWORK_MODULES = {
     "tensorflow": (
         "capture/tensorflow.py",
         "capture/edits_tensorflow.py",
+        "capture/repairs_tensorflow.py",
         "capture/steps_tensorflow.py",
         "capture/keras_model.py",
         "capture/exact.py",
@@ -48,20 +49,34 @@ MAY_IMPORT = {
     "probe": set(),
     "plan": {"errors"},
     "edits": set(),
+    "rearrange": set(),
     "diagnosis": {"cpu"},
     "mirror": {"errors"},
     "trace": {"errors", "files"},
     "alignment": {"errors", "trace"},
     "data": {"data", "errors", "files"},
     "transfer": {"transfer", "alignment", "errors", "files", "trace"},
-    "compare": {"compare", "alignment", "errors", "files", "plan", "trace"},
-    "capture": {"capture", "alignment", "cpu", "edits", "errors", "files", "mirror", "plan", "trace", "transfer"},
+    "compare": {"compare", "alignment", "edits", "errors", "files", "plan", "rearrange", "trace"},
+    "capture": {
+        "capture",
+        "alignment",
+        "cpu",
+        "edits",
+        "errors",
+        "files",
+        "mirror",
+        "plan",
+        "rearrange",
+        "trace",
+        "transfer",
+    },
 }
 # For the areas above the table: what must not look up, or sideways.
 MAY_NOT_IMPORT = {
     "report": {"capture", "check", "cli", "models", "processes", "transfer"},
     "doctor": {"capture", "check", "cli", "compare", "models", "transfer"},
-    "check": {"cli", "models"},
+    "check": {"cli", "models", "repair"},
+    "repair": {"cli", "models"},
     "processes": {"check", "cli", "compare", "models", "report"},
 }
 

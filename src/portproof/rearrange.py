@@ -48,8 +48,8 @@ def rearranged(array: NDArray[Any], step: Step) -> NDArray[Any]:
         made = parts.swapaxes(axis, axis + 1).reshape(array.shape)
     elif what == "blocks":
         axis, order = arguments
-        parts = np.split(array, len(order), axis)
-        made = np.concatenate([parts[index] for index in order], axis)
+        blocks = np.split(array, len(order), axis)
+        made = np.concatenate([blocks[index] for index in order], axis)
     elif what == "roll":
         made = np.roll(array, arguments[1], arguments[0])
     else:

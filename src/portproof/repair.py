@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from portproof.check import SIDES, Settings, capture, source_side
 from portproof.errors import PortproofError
@@ -61,7 +61,7 @@ def diagnose(
 
     started = time.perf_counter()
     with Bench(mirror, phases, settings or Settings(), policy, progress) as bench:
-        search = _Search(bench)
+        search = Search(bench)
         search.run()
         differing = search.first
         diagnosis = search.diagnosis(time.perf_counter() - started) if differing else None
@@ -102,14 +102,18 @@ class Bench:
     ) -> None:
         self.mirror, self.policy, self._progress = mirror, policy, progress
         self.phases = {phase.name: phase for phase in phases}
-        self.planted = settings.edits
+        self.planted = settings.edits  # what is wrong with the port on purpose; another defect may take its place
         wanted = [tuple(name for name in look if name in self.phases) for look in (*_LOOKS, tuple(self.phases))]
         self.looks = [look for index, look in enumerate(wanted) if look and look not in wanted[:index]]
         self.captures = 0
+        samples = settings.samples
+        if samples is None:  # read once, for all of the captures
+            samples = mirror.samples() if mirror.samples else {}
         # A side each: the original runs on while the port is being looked at.
         self._servers = {side: Servers() for side in SIDES}
         self._settings = {
-            side: replace(settings, servers=self._servers[side], traces=None, lanes=1) for side in SIDES
+            side: replace(settings, servers=self._servers[side], traces=None, lanes=1, samples=samples)
+            for side in SIDES
         }
         self._exit = ExitStack()
         self._original: dict[tuple[str, ...], Future[Trace]] = {}
@@ -139,9 +143,7 @@ class Bench:
         for look in self.looks:
             # Its own float32 run says by how much the original amplifies rounding, and the limits follow.
             names = [name for name in self.phases if name in look or name.replace("32", "64") in look]
-            self._original[look] = self._pool.submit(
-                self._captured, "torch", names, self._settings["torch"], source
-            )
+            self._original[look] = self._pool.submit(self._captured, "torch", names, self._settings["torch"], source)
         if source is None:  # import the framework and build the model while the original is captured
             self._captured("tensorflow", self.looks[0][:1], replace(port, weights="own", edits=()), None)
 
@@ -208,27 +210,45 @@ class _Repair:
         return self.candidate.way(self.way)
 
 
-class _Search:
+class Search:
     """Finds one cause after the other; those that are proven stay repaired."""
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
-        self.first: State | None = None  # where the port as it is differs
+        self.first: State | None = None  # the port as it is, where it differs
         self.repairs: list[_Repair] = []
         self.state: State
 
     def run(self) -> None:
         """Search until both sides are the same in every phase, or nothing more can be proven."""
-        looks = self.bench.looks
-        for index, look in enumerate(looks):
-            self.bench.say("looking at the port")
-            self.state = self.bench.look(self._edits(), look)
-            while not self.state.same:
-                self.first = self.first or self.state
-                if len(self.repairs) >= _MOST_CAUSES or not self._step(look):
-                    break
-            undecided = self.state.verdict.outcome == "undecided" and index + 1 < len(looks)
-            if not self.state.same and not undecided:
+        *cheap, everything = self.bench.looks
+        while True:
+            # What was wrong in a cheap look is mostly all that was; only a port without a fault yet needs them all.
+            while cheap and not self.repairs:
+                if not self._searched(cheap.pop(0)):
+                    return
+            self.bench.say("looking at the port in every phase")
+            self.state = self.bench.look(self._edits(), everything)
+            if self.state.same or not cheap:
+                break
+            for look in (*cheap,):
+                cheap.remove(look)
+                if not self._searched(look):
+                    return
+        self._search(everything)
+
+    def _searched(self, look: tuple[str, ...]) -> bool:
+        """Search in some phases; whether there is any use in going on to others."""
+        self.bench.say("looking at the port")
+        self.state = self.bench.look(self._edits(), look)
+        self._search(look)
+        # Without a float64 proof these phases alone may not suffice for a verdict.
+        return self.state.verdict.outcome != "differs"
+
+    def _search(self, look: tuple[str, ...]) -> None:
+        while not self.state.same:
+            self.first = self.first or self.state
+            if len(self.repairs) >= _MOST_CAUSES or not self._step(look):
                 return
 
     def _edits(self, without: _Repair | None = None) -> tuple[Edit, ...]:
@@ -349,10 +369,11 @@ class _Search:
 
 def _residual(state: State, target: Target) -> float:
     """How far apart the two are now where the target was."""
-    keys = {key.removeprefix("imprecise ") for key in target.keys}
+    calls = [call for call in state.facts.calls.get(target.phase, ()) if call.layer == target.layer]
+    keys = {key.removeprefix("imprecise ") for key in target.keys} | {key for call in calls for key in call.outputs}
     found = [each for each in state.facts.measurements if each.key in keys]
     if not found:  # the target was no measurement: whatever differs most now
-        found = [each for each in state.facts.measurements if each.group == "outputs"]
+        found = [each for each in state.facts.measurements if each.phase == "float64.eval" and each.group == "outputs"]
     if target.what == "float32 error":
         return max((each.error_b or 0.0 for each in found), default=0.0)
     return max((each.distance.relative for each in found), default=0.0)
@@ -363,7 +384,7 @@ def _remaining(state: State) -> list[str]:
     verdict = state.verdict
     if state.same:
         return []
-    lines: list[Any] = []
+    lines = []
     if verdict.divergence is not None:
         found = verdict.divergence
         lines.append(f"{found.layer}: {found.what}, {found.phase}, relative difference {found.relative:.3g}")

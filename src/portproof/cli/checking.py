@@ -16,56 +16,19 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--torch", "torch_factory", metavar="WHERE:FACTORY", help="Module or .py file, and the function in it.")
-@click.option("--tensorflow", "tensorflow_factory", metavar="WHERE:FACTORY", help="The same for the Keras model.")
-@click.option(
-    "--input",
-    "inputs",
-    multiple=True,
-    metavar="[NAME=]SHAPE[:DTYPE]",
-    help="Shape with the batch first, e.g. 2,100,40 or ids=2,16:'int64<1000'; images as NCHW. May be repeated.",
-)
-@click.option("--same-layout", is_flag=True, help="Do not give TensorFlow the channels of images last.")
-@click.option("--batches", default="1,3", show_default=True, help="Further batch sizes to try; empty for none.")
-@click.option("--mirror", "name", metavar="NAME", help="A registered mirror instead of two factories.")
+@common.target
+@click.option("--mirror", "name", default="", metavar="NAME", help="A registered mirror instead of two factories.")
+@click.option("--diagnose", is_flag=True, help="If it differs, look for the proven cause, as `diagnose` does.")
 @common.only
 @common.comparing
 @common.running
 @common.output
-def check(
-    torch_factory: str | None,
-    tensorflow_factory: str | None,
-    inputs: tuple[str, ...],
-    same_layout: bool,
-    batches: str,
-    name: str | None,
-    only: tuple[str, ...],
-    **options: Any,
-) -> int:
+def check(name: str, only: tuple[str, ...], diagnose: bool, **options: Any) -> int:
     """Judge a pair of models of your own."""
-    from portproof.mirror import InputSpec, Mirror, get
     from portproof.plan import phases_for
 
-    if name:
-        if torch_factory or tensorflow_factory or inputs:
-            raise InputError(
-                "--mirror NAME brings its own factories and inputs: leave out --torch, --tensorflow, --input."
-            )
-        mirror = get(name)
-    else:
-        if not torch_factory or not tensorflow_factory or not inputs:
-            raise InputError(
-                "check needs --torch WHERE:FACTORY, --tensorflow WHERE:FACTORY and at least one --input SHAPE "
-                "(or --mirror NAME; `portproof list` shows the names)."
-            )
-        layout = "same" if same_layout else "auto"
-        specs = [
-            InputSpec.parse(text, default_name="x" if i == 0 else f"x{i}", layout=layout)
-            for i, text in enumerate(inputs)
-        ]
-        subject = tensorflow_factory.rpartition(":")[0]
-        mirror = Mirror(Path(subject).stem, torch_factory, tensorflow_factory, tuple(specs), _batch_sizes(batches))
-    return _run_check(mirror, phases_for(only), **options)
+    mirror, others = common.pair(name, **options)
+    return _run_check(mirror, phases_for(only), diagnose=diagnose, **others)
 
 
 @click.command()
@@ -107,16 +70,6 @@ def parity(name: str, only: tuple[str, ...], **options: Any) -> int:
     return _run_check(common.mirror_named(name), phases_for(only), **options)
 
 
-def _batch_sizes(text: str) -> tuple[int, ...]:
-    try:
-        sizes = tuple(int(each) for each in text.split(",") if each.strip())
-    except ValueError:
-        sizes = (0,)
-    if any(size < 1 for size in sizes):
-        raise InputError(f"--batches {text!r} is not a list of positive numbers such as 1,3.")
-    return sizes
-
-
 def _read_audio(mirror: Mirror, files: tuple[Path, ...]) -> dict[str, Any]:
     from portproof.data.wav import read_wav
 
@@ -134,14 +87,24 @@ def _run_check(
     policy_file: Path | None,
     quiet: bool,
     verbose: bool,
+    diagnose: bool = False,
     **running: Any,
 ) -> int:
+    from dataclasses import replace
+
     from portproof.check import check as run_check
+    from portproof.cli.diagnose import command as diagnose_command
+    from portproof.cli.diagnose import run as run_diagnosis
     from portproof.report.progress import Progress
 
     settings, policy = common.make_settings(**running), common.read_policy(policy_file)
     with Progress(quiet=quiet) as progress:
         report = run_check(mirror, phases=phases, settings=settings, policy=policy, progress=progress)
+    if diagnose and report.verdict.outcome == "differs":
+        found = run_diagnosis(mirror, phases, policy, quiet=quiet, **running)
+        report = replace(report, diagnosis=found.diagnosis)
+    elif report.verdict.outcome == "differs":
+        report.recorded["diagnose"] = diagnose_command(mirror, running["weights"])
     return common.finish(report, json_file=json_file, junit_file=junit_file, quiet=quiet, verbose=verbose)
 
 

@@ -53,16 +53,32 @@ running = options(
     ),
     click.option("--timeout", type=click.FloatRange(1), default=600, show_default=True, help="Seconds."),
 )
+weights = click.option(
+    "--weights",
+    default="shared",
+    show_default=True,
+    metavar="shared|own|FILE",
+    help="Give both sides the original's weights, made to excite every path; let each keep its own; or load a "
+    "checkpoint (.pth, .pt, .safetensors, .weights.h5, .keras) and carry it over.",
+)
 comparing = options(
-    click.option(
-        "--weights",
-        default="shared",
-        show_default=True,
-        metavar="shared|own|FILE",
-        help="Give both sides the original's weights, made to excite every path; let each keep its own; or load a "
-        "checkpoint (.pth, .pt, .safetensors, .weights.h5, .keras) and carry it over.",
-    ),
+    weights,
     click.option("--traces", type=FILE, metavar="DIR", help="Keep both traces in this folder."),
+)
+target = options(
+    click.option(
+        "--torch", "torch_factory", metavar="WHERE:FACTORY", help="Module or .py file, and the function in it."
+    ),
+    click.option("--tensorflow", "tensorflow_factory", metavar="WHERE:FACTORY", help="The same for the Keras model."),
+    click.option(
+        "--input",
+        "inputs",
+        multiple=True,
+        metavar="[NAME=]SHAPE[:DTYPE]",
+        help="Shape with the batch first, e.g. 2,100,40 or ids=2,16:'int64<1000'; images as NCHW. May be repeated.",
+    ),
+    click.option("--same-layout", is_flag=True, help="Do not give TensorFlow the channels of images last."),
+    click.option("--batches", default="1,3", show_default=True, help="Further batch sizes to try; empty for none."),
 )
 only = click.option(
     "--only", multiple=True, type=click.Choice(CHECKS), help="Run these checks alone (may be repeated)."
@@ -75,6 +91,53 @@ def mirror_named(name: str) -> Mirror:
     from portproof.mirrors import DEFAULT
 
     return get(name or DEFAULT)
+
+
+def pair(
+    name: str,
+    *,
+    torch_factory: str | None,
+    tensorflow_factory: str | None,
+    inputs: tuple[str, ...],
+    same_layout: bool,
+    batches: str,
+    **others: Any,
+) -> tuple[Mirror, dict[str, Any]]:
+    """The mirror that the options `target` and a name say, and the other options.
+
+    Raises:
+        InputError: they say none, or two.
+    """
+    from portproof.mirror import InputSpec, Mirror, get
+
+    if name:
+        if torch_factory or tensorflow_factory or inputs:
+            raise InputError(
+                "A mirror's name brings its own factories and inputs: leave out --torch, --tensorflow, --input."
+            )
+        return get(name), others
+    if not torch_factory or not tensorflow_factory or not inputs:
+        raise InputError(
+            "What is to be compared? Give --torch WHERE:FACTORY, --tensorflow WHERE:FACTORY and at least one "
+            "--input SHAPE, or a mirror's name (`portproof list` shows them; --mirror NAME for check)."
+        )
+    layout = "same" if same_layout else "auto"
+    specs = [
+        InputSpec.parse(text, default_name="x" if i == 0 else f"x{i}", layout=layout) for i, text in enumerate(inputs)
+    ]
+    subject = tensorflow_factory.rpartition(":")[0]
+    mirror = Mirror(Path(subject).stem, torch_factory, tensorflow_factory, tuple(specs), _batch_sizes(batches))
+    return mirror, others
+
+
+def _batch_sizes(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(each) for each in text.split(",") if each.strip())
+    except ValueError:
+        sizes = (0,)
+    if any(size < 1 for size in sizes):
+        raise InputError(f"--batches {text!r} is not a list of positive numbers such as 1,3.")
+    return sizes
 
 
 def make_settings(

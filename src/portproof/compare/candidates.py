@@ -56,7 +56,11 @@ def joined(edits: Iterator[Edit]) -> tuple[Edit, ...]:
     found: list[Edit] = []
     for edit in edits:
         alike = next(
-            (i for i, each in enumerate(found) if each.layers and (each.what, each.options) == (edit.what, edit.options)),
+            (
+                i
+                for i, each in enumerate(found)
+                if each.layers and (each.what, each.options) == (edit.what, edit.options)
+            ),
             None,
         )
         if alike is None:
@@ -146,9 +150,6 @@ class Candidates:
 
     def _in_forward(self, target: Target) -> Iterator[Cause]:
         phase = target.phase if target.what == "output" else "float64.eval"
-        rows = {row["layer"]: [] for row in self._facts.settings}
-        for row in self._facts.settings:
-            rows[row["layer"]].append(row)
         agreeing: list[str] = []
         for facts, (call, other) in self._paired(phase):
             wrong = [key for key in facts.outputs if key in target.keys or f"imprecise {key}" in target.keys]
@@ -161,8 +162,12 @@ class Candidates:
             if target.what == "output" and not self._inputs_agree(facts):
                 yield from causes_between(self._pairs, phase, call, other, agreeing)
             else:
-                yield from causes_in_layer(self._pairs, phase, facts, call, other, rows.get(facts.layer, []))
+                yield from causes_in_layer(self._pairs, phase, facts, call, other, self._rows(facts.layer))
             return
+
+    def _rows(self, layer: str) -> list[dict[str, Any]]:
+        """The settings of a layer that differ."""
+        return [row for row in self._facts.settings if row["layer"] == layer]
 
     def _paired(self, phase: str) -> Iterator[tuple[CallFacts, tuple[CallRecord, CallRecord]]]:
         return zip(self._facts.calls.get(phase, ()), self._pairs.calls(phase), strict=True)
@@ -190,7 +195,7 @@ class Candidates:
         return Cause(layer, "the layer is frozen in the port", "trainable=False -> True", "frozen", ways)
 
     def _settings(self, layer: str, *names: str) -> Iterator[Cause]:
-        rows = [row for row in self._facts.settings if row["layer"] == layer and row["setting"] in names]
+        rows = [row for row in self._rows(layer) if row["setting"] in names]
         for facts, (call, other) in self._somewhere(layer):
             subject = subject_of(self._pairs, facts[0], facts[1], call, other)
             if subject is not None and rows:
@@ -225,7 +230,9 @@ class Candidates:
             return
         share = float(sides[1] @ sides[0]) / square
         if share > 0 and np.linalg.norm(sides[1] - share * sides[0]) < 1e-6 * np.linalg.norm(sides[1]):
-            text = f"the statistics move by {share * momentum:.6g} of the way in one step, the original's by {momentum:g}"
+            text = (
+                f"the statistics move by {share * momentum:.6g} of the way in one step, the original's by {momentum:g}"
+            )
             ways = ((Edit("set", (other,), {"momentum": round(1.0 - momentum, 12)}),),)
             change = f"momentum {1 - share * momentum:.6g} -> {1 - momentum:.6g}"
             yield Cause(target.layer, text, change, f"momentum {share:.6g}", ways)
@@ -239,7 +246,7 @@ class Candidates:
         if position is None:
             return [target.layer]
         behind = [call.layer for call in calls[position + 1 :] if call.layer in leaves]
-        return [*dict.fromkeys(behind)][:_NEXT] + [target.layer]
+        return [*list(dict.fromkeys(behind))[:_NEXT], target.layer]
 
     def _own_code(self, layers: Sequence[str], phase: str, text: str = "") -> Iterator[Cause]:
         for layer in layers:

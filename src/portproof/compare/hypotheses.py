@@ -93,8 +93,8 @@ def standard_result(subject: Subject) -> tuple[Array, Array] | None:
         x, y, statistics = _sampled(s)
         return _batchnorm_function(s, x, statistics)(s.weights), y
     if s.kind in LINEAR and "weight" in s.weights:
-        function = _linear_function(s, s.settings)
-        return None if function is None else (function[0](s.weights), function[1])
+        made = _linear_function(s, s.settings)
+        return None if made is None else (made[0](s.weights), made[1])
     name = standard.activation_name(s.kind, s.settings)
     function = standard.activation(name)
     return None if function is None else (function(s.x), s.y)
@@ -419,7 +419,7 @@ def _altered(
 
 
 def _weight_ways(s: Subject, each: Altered, plain: Ways) -> Ways:
-    """Repairs of altered weights: the layer reads them wrongly, they were laid out wrongly, or they have wrong values."""
+    """Repairs of altered weights: in the layer's code, in how its variables are laid out, in their values."""
     made: list[tuple[Edit, ...]] = []
     for where in ("layout", "values"):
         edits = tuple(edit for edit in each.repair(s.names, s.names_of, where))

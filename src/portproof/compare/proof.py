@@ -13,9 +13,9 @@ from portproof.edits import Edit
 class Proven:
     """One cause that was proven: with ``edits`` in force, and nothing else changed, the divergence was gone.
 
-    ``layers`` are the original's names of the layers that it touches, ``others`` the port's. ``change`` is what a person
-    would change in each of them. ``what`` and ``phase`` say where it had shown; ``relative`` is how far the two were
-    apart there, ``residual`` how far they are with the repairs.
+    ``layers`` are the original's names of the layers that it touches, ``others`` the port's. ``change`` is what a
+    person would change in each of them. ``what`` and ``phase`` say where it had shown; ``relative`` is how far the two
+    were apart there, ``residual`` how far they are with the repairs.
     """
 
     text: str

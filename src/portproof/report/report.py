@@ -22,8 +22,8 @@ SCHEMA = "portproof-report/1"
 class Report:
     """What a check or a comparison found.
 
-    ``recorded`` holds times, log files and the like: nothing that is judged. ``diagnosis`` holds the proven causes, where
-    they were looked for.
+    ``recorded`` holds times, log files and the like: nothing that is judged. ``diagnosis`` holds the proven causes,
+    where they were looked for.
     """
 
     facts: Facts
