@@ -39,7 +39,8 @@ class Settings:
     or a checkpoint file for the side that its name belongs to, carried over to the other. ``interpreters``: Python
     executables by side. ``traces``: a folder to keep both traces in. ``samples``: real examples instead of the
     mirror's own. ``lanes``: processes that the TensorFlow side's phases are dealt to. ``edits``: changes of the port in
-    memory. ``servers``: processes that stay, for many checks of one mirror (then ``lanes`` is 1).
+    memory. ``servers``: processes that stay, for many checks of one mirror (then ``lanes`` is 1). ``logs``: a folder
+    for the workers' logs, which has to outlast the servers.
     """
 
     weights: str | Path = "shared"
@@ -52,6 +53,7 @@ class Settings:
     samples: Mapping[str, NDArray[np.float32]] | None = None
     edits: tuple[Edit, ...] = ()
     servers: Servers | None = None
+    logs: Path | None = None
 
 
 def check(
@@ -73,10 +75,7 @@ def check(
     if settings.traces:
         for side in SIDES:
             _check_free(settings.traces / side)
-    with (
-        _workspace(settings.traces, settings.servers) as (folder, logs),
-        _traces(settings.traces or folder) as traces,
-    ):
+    with _workspace(settings.logs or settings.traces) as (folder, logs), _traces(settings.traces or folder) as traces:
         jobs = {}
         for side in SIDES:
             role = "own" if settings.weights == "own" else "give" if side == source else "take"
@@ -127,7 +126,7 @@ def capture(
     from portproof.trace import Trace
 
     settings, target = settings or Settings(), Path(target)
-    with _workspace(None, settings.servers) as (folder, logs), _traces(target.parent) as traces:
+    with _workspace(settings.logs) as (folder, logs), _traces(target.parent) as traces:
         _check_free(target)
         if weights_from is not None:
             _weights_of(weights_from, Weights).write(folder)
@@ -217,16 +216,13 @@ def _weights_of(trace: Trace, weights_type: Any) -> Any:
 
 
 @contextmanager
-def _workspace(traces: Path | None, servers: Servers | None) -> Iterator[tuple[Path, Path]]:
+def _workspace(kept: Path | None) -> Iterator[tuple[Path, Path]]:
     """A temporary folder for what the processes exchange, and a lasting one for their logs."""
-    if traces is not None:
-        traces.mkdir(parents=True, exist_ok=True)
-        logs = traces
-    elif servers is None:
-        logs = _log_folder()
+    if kept is not None:
+        kept.mkdir(parents=True, exist_ok=True)
+        logs = kept
     else:
-        # A process that stays writes to the log that it began with.
-        logs = servers.logs = servers.logs or _log_folder()
+        logs = log_folder()
     with tempfile.TemporaryDirectory(prefix="portproof-", ignore_cleanup_errors=True) as folder:
         yield Path(folder), logs
 
@@ -256,7 +252,7 @@ def _put(trace: Path, target: Path) -> None:
     trace.rename(target)
 
 
-def _log_folder() -> Path:
+def log_folder() -> Path:
     """A new folder for this run's logs; the oldest of `_KEPT_LOGS` others goes."""
     base = Path(tempfile.gettempdir()) / f"portproof-logs-{os.getuid()}"
     base.mkdir(mode=0o700, exist_ok=True)

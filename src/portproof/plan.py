@@ -64,6 +64,9 @@ COUNT = Phase("float32.count", "float32", "initial", training=True, objective="m
 COUNT_EVAL = Phase("float64.count-eval", "float64", "initial", objective="mean", norms=True)
 COUNT_TRAIN = Phase("float64.count-train", "float64", "initial", training=True, objective="loss", norms=True)
 
+# What simpler methods look at, for `portproof selftest` alone: float32 outputs at the weights that the factory gave.
+INITIAL = Phase("float32.initial", "float32", "initial", batches=True)
+
 SMOKE: tuple[Phase, ...] = (
     Phase("float64.eval", "float64", layers=True),
     FORWARD64,

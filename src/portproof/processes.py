@@ -105,7 +105,6 @@ class Servers:
     """
 
     def __init__(self) -> None:
-        self.logs: Path | None = None  # the folder of the logs, once there is one
         self._workers: dict[tuple[str, str, int], Worker] = {}
 
     def __enter__(self) -> Servers:

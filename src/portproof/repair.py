@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from portproof.check import SIDES, Settings, capture, source_side
+from portproof.check import SIDES, Settings, capture, log_folder, source_side
 from portproof.errors import PortproofError
 from portproof.plan import PARITY, Phase
 from portproof.processes import Servers
@@ -109,11 +109,12 @@ class Bench:
         samples = settings.samples
         if samples is None:  # read once, for all of the captures
             samples = mirror.samples() if mirror.samples else {}
+        self._logs = log_folder()
         # A side each: the original runs on while the port is being looked at.
         self._servers = {side: Servers() for side in SIDES}
         self._settings = {
-            side: replace(settings, servers=self._servers[side], traces=None, lanes=1, samples=samples)
-            for side in SIDES
+            side: replace(settings, servers=servers, logs=self._logs, traces=None, lanes=1, samples=samples)
+            for side, servers in self._servers.items()
         }
         self._exit = ExitStack()
         self._original: dict[tuple[str, ...], Future[Trace]] = {}
@@ -156,7 +157,7 @@ class Bench:
 
     def logs(self) -> dict[str, str]:
         """Where the workers' logs are, by side."""
-        return {side: str(servers.logs / f"{side}.log") for side, servers in self._servers.items() if servers.logs}
+        return {side: str(self._logs / f"{side}.log") for side in SIDES}
 
     def original(self, look: tuple[str, ...]) -> Trace:
         """The original's trace for a look."""

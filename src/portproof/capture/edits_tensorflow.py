@@ -18,6 +18,7 @@ import tensorflow as tf
 from portproof.capture.keras_model import ACTIVATION, KerasModel
 from portproof.edits import Edit
 from portproof.errors import InputError
+from portproof.trace import MODEL
 from portproof.transfer.layout import Layout
 
 if TYPE_CHECKING:
@@ -53,14 +54,16 @@ class Edited:
         self._on_values: list[Callable[[Values], Values]] = []
         self._on_objective: list[Callable[[Any, Sequence[Any]], Any]] = []
         self._on_optimizer: list[Callable[[Any, int], None]] = []
+        self._on_update: list[Callable[[list[NDArray[Any]], list[NDArray[Any]]], list[NDArray[Any]]]] = []
         self._on_gradients: list[Callable[[list[NDArray[Any]], list[NDArray[Any]]], list[NDArray[Any]]]] = []
 
     def layer(self, path: str) -> Any:
-        """The layer at a path.
+        """The layer at a path; the model itself is called as it is in a trace.
 
         Raises:
             InputError: there is none.
         """
+        path = "" if path == MODEL else path
         if path not in self.model.layers:
             raise InputError(f"The port has no layer {path!r} to be edited.")
         return self.model.layers[path][0]
@@ -92,6 +95,21 @@ class Edited:
     def undo(self, function: Callable[[], None]) -> None:
         """Have something done when the edits are taken back."""
         self._undo.callback(function)
+
+    def remember(self, path: str, *, given: bool) -> dict[str, Any]:
+        """A mapping that holds, as ``value``, what the layer was given first, or what it gave, when last called."""
+        memory: dict[str, Any] = {}
+
+        def call(original: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Any:
+            if given:
+                memory["value"] = x
+            output = original(x, *args, **kwargs)
+            if not given:
+                memory["value"] = output
+            return output
+
+        self.wrap(path, call)
+        return memory
 
     def on_values(self, function: Callable[[Values], Values]) -> None:
         """Change what is written into the variables: canonical arrays by name, before every phase."""
@@ -131,6 +149,10 @@ class Edited:
         """Change the gradients that the optimizer gets: ``function(gradients, parameters)``, in Keras' layout."""
         self._on_gradients.append(function)
 
+    def on_update(self, function: Callable[[list[NDArray[Any]], list[NDArray[Any]]], list[NDArray[Any]]]) -> None:
+        """Change what an optimizer's step makes of the parameters: ``function(before, after)``, in Keras' layout."""
+        self._on_update.append(function)
+
     def values(self, values: Values) -> Values:
         """What is written into the variables, with the edits in force."""
         self.given = values
@@ -154,6 +176,12 @@ class Edited:
         for function in self._on_gradients:
             gradients = function(gradients, parameters)
         return gradients
+
+    def updated(self, before: list[NDArray[Any]], after: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        """The parameters after an optimizer's step, with the edits in force."""
+        for function in self._on_update:
+            after = function(before, after)
+        return after
 
 
 @contextmanager

@@ -33,7 +33,7 @@ class KerasModel:
     ) -> None:
         self.keras = keras
         self.notes: list[str] = []  # what was done to it
-        self._precision = precision
+        self.precision = precision
         self._cases = cases
         # torch's NCHW reaches a Keras model as NHWC, unless the mirror says otherwise.
         self.moved = {name for name, array in cases[MAIN].items() if array.ndim in (4, 5) and layouts[name] == "auto"}
@@ -76,7 +76,7 @@ class KerasModel:
         tensors = {}
         for name, array in self._cases[case].items():
             native = np.moveaxis(array, 1, -1) if name in self.moved else array
-            dtype = self._precision if native.dtype.kind == "f" else native.dtype
+            dtype = self.precision if native.dtype.kind == "f" else native.dtype
             tensors[name] = tf.constant(np.ascontiguousarray(native, dtype))
         return tensors
 

@@ -122,25 +122,23 @@ def _reorder(made: Edited, paths: Sequence[str], *, step: Sequence[Any], place: 
 def _feed(made: Edited, paths: Sequence[str], *, source: str, function: str, place: int = 0) -> None:
     """Let a layer take an activation of another layer's output, whatever the code between them computes."""
     compute = activation(function)
-    seen: list[Any] = []
-    _watch(made, source, "output", seen)
+    memory = made.remember(source, given=False)
     for path in paths:
-        made.wrap(path, lambda call, *args, **kwargs: call(*_with(args, place, lambda _: compute(seen[-1])), **kwargs))
+        made.wrap(
+            path,
+            lambda call, *args, **kwargs: call(*_with(args, place, lambda _: compute(memory["value"])), **kwargs),
+        )
 
 
 @edit("add terms")
 def _add_terms(made: Edited, paths: Sequence[str], *, terms: Sequence[Any], where: str, place: int = 0) -> None:
     """Add multiples of other layers' inputs or outputs (path, ``input`` or ``output``, times) to what reaches a layer
     or to what it returns."""
-    found: list[tuple[list[Any], float]] = []
-    for path, which, times in terms:
-        seen: list[Any] = []
-        _watch(made, path, which, seen)
-        found.append((seen, times))
+    found = [(made.remember(path, given=which == "input"), times) for path, which, times in terms]
 
     def added(x: Any) -> Any:
-        for seen, times in found:
-            x = x + tf.cast(times, x.dtype) * seen[-1]
+        for memory, times in found:
+            x = x + tf.cast(times, x.dtype) * memory["value"]
         return x
 
     for path in paths:
@@ -148,20 +146,6 @@ def _add_terms(made: Edited, paths: Sequence[str], *, terms: Sequence[Any], wher
             made.wrap(path, lambda call, *args, **kwargs: call(*_with(args, place, added), **kwargs))
         else:
             made.wrap(path, lambda call, *args, **kwargs: added(call(*args, **kwargs)))
-
-
-def _watch(made: Edited, path: str, which: str, seen: list[Any]) -> None:
-    """Keep the last input or output of a layer."""
-
-    def watched(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if which == "input":
-            seen[:] = args[:1]
-        output = call(*args, **kwargs)
-        if which == "output":
-            seen[:] = [output]
-        return output
-
-    made.wrap(path, watched)
 
 
 def _with(args: Sequence[Any], place: int, change: Callable[[Any], Any]) -> list[Any]:

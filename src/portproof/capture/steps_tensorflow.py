@@ -66,10 +66,15 @@ def optimize(model: KerasModel, phase: Phase, edits: Edited, first: FirstStep | 
             # Keras adds epsilon to the square root of the raw second moment, torch to that of the corrected one.
             optimizer.epsilon = ADAMW["epsilon"] * (1 - ADAMW["beta_2"] ** step) ** 0.5
         edits.optimizer(optimizer, step)
-        given = edits.gradients(gradients, [np.asarray(variable) for variable in variables])
+        before = [np.asarray(variable) for variable in variables]
+        given = edits.gradients(gradients, before)
         optimizer.apply_gradients([(tf.constant(_flattened(given)), flat)])
-        for variable, part in zip(variables, np.split(np.asarray(flat), ends), strict=True):
-            variable.assign(part.reshape(variable.shape))
+        parts = [part.reshape(old.shape) for old, part in zip(before, np.split(np.asarray(flat), ends), strict=True)]
+        after = edits.updated(before, parts)
+        if after is not parts:
+            flat.assign(_flattened(after))
+        for variable, part in zip(variables, after, strict=True):
+            variable.assign(part)
     assert first is not None  # STEPS is not 0
     return first
 

@@ -12,8 +12,12 @@ import numpy as np
 import tensorflow as tf
 
 from portproof.alignment import pair_parameters
-from portproof.capture import kinds
-from portproof.capture import repairs_tensorflow as _repairs  # noqa: F401 - it registers its edits
+from portproof.capture import (  # noqa: F401  defects and repairs register their edits
+    defects_tensorflow,
+    defects_training_tensorflow,
+    kinds,
+    repairs_tensorflow,
+)
 from portproof.capture.edits_tensorflow import Edited, edited
 from portproof.capture.exact import make_exact
 from portproof.capture.job import MAIN, Job, Weights, other_cases, place

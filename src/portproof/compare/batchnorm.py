@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from portproof.compare.measure import dot
 from portproof.trace import Trace
 
 if TYPE_CHECKING:
@@ -73,8 +74,8 @@ def _rule(trace: Trace, layer: str) -> tuple[float | None, str, float]:
     batch = trace.tensor(f"{_PHASE}/batch-variance/{layer}").astype(np.float64)
     start = trace.tensor(f"weights/excited/{layer}.running_var").astype(np.float64)
     brought = (trace.tensor(after).astype(np.float64) - (1.0 - momentum) * start) / momentum
-    square = float(batch @ batch)
-    factor = float(brought @ batch) / square if square > 0 else 1.0
+    square = dot(batch, batch)
+    factor = dot(brought, batch) / square if square > 0 else 1.0
     if abs(factor - 1.0) <= _TOLERANCE:
         return momentum, "biased", 1.0
     if n > 1 and abs(factor - n / (n - 1)) <= _TOLERANCE:

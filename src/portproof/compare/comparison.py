@@ -11,7 +11,7 @@ import numpy as np
 from portproof.compare.batchnorm import measured_rules, without_rule
 from portproof.compare.causes import likely_causes
 from portproof.compare.facts import CallFacts, Facts, Measurement, provable
-from portproof.compare.measure import distance, relative_error
+from portproof.compare.measure import distance, norm, relative_error
 from portproof.compare.pairing import Pairs, same_layout, same_shape
 from portproof.compare.structure import describe_structure, layer_settings
 from portproof.errors import TraceError
@@ -195,11 +195,11 @@ class _Comparison:
             value = self.a.tensor(f"{phase}/{what}/{name}").astype(np.float64)
             if what == "parameter":
                 before = self._start(self.a, name)
-                own[name] = 0.01 * float(np.linalg.norm(before))
+                own[name] = 0.01 * norm(before)
                 value = value - before
             layer = self._owner[name]
             if value.size:
-                rms[layer] = max(rms.get(layer, 0.0), float(np.linalg.norm(value)) / math.sqrt(value.size))
+                rms[layer] = max(rms.get(layer, 0.0), norm(value) / math.sqrt(value.size))
         sizes = {record.name: record.size for record in self.a.manifest.parameters}
         # A layer that is rounding noise as a whole has nothing of its own to be related to.
         floor = _LEAST_SHARE * max(rms.values(), default=0.0)

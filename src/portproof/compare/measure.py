@@ -31,7 +31,7 @@ def distance(a: NDArray[Any], b: NDArray[Any], *, least_scale: float = 0.0, ulp:
         return Distance(a.shape, b.shape, a.dtype.name, b.dtype.name, False, math.inf, math.inf, 0.0, 0.0)
     if a.dtype == b.dtype and np.array_equal(_bits(a), _bits(b)):
         bad = _count_bad(a)
-        scale = max(_norm(a) if bad == 0 else 0.0, least_scale)
+        scale = max(norm(a) if bad == 0 else 0.0, least_scale)
         return Distance(a.shape, b.shape, a.dtype.name, b.dtype.name, True, 0.0, 0.0, scale, 1.0, bad_a=bad, bad_b=bad)
     x, y = a.astype(np.float64, copy=False), b.astype(np.float64, copy=False)
     bad_a, bad_b = _count_bad(x), _count_bad(y)
@@ -46,11 +46,11 @@ def distance(a: NDArray[Any], b: NDArray[Any], *, least_scale: float = 0.0, ulp:
     largest = float(difference.max()) if difference.size else 0.0
     worst = int((difference if same_places or only_one is None else only_one).argmax()) if difference.size else 0
     where = tuple(int(i) for i in np.unravel_index(worst, a.shape)) if difference.size and a.shape else ()
-    norm_a, norm_b, norm_d = _norm(x), _norm(y), _norm(difference)
+    norm_a, norm_b, norm_d = norm(x), norm(y), norm(difference)
     scale = max(norm_a, norm_b, least_scale)
     if not math.isfinite(norm_a + norm_b + norm_d):  # such as masks of -1.8e308: a ratio does not depend on the unit
         x, y, least_scale = x * _SMALL_UNIT, y * _SMALL_UNIT, least_scale * _SMALL_UNIT
-        norm_a, norm_b, norm_d = _norm(x), _norm(y), _norm(x - y)
+        norm_a, norm_b, norm_d = norm(x), norm(y), norm(x - y)
     related = max(norm_a, norm_b, least_scale)
     relative = norm_d / related if related > 0 else (0.0 if norm_d == 0 else math.inf)
     return Distance(
@@ -78,16 +78,17 @@ def relative_error(value: NDArray[Any], exact: NDArray[Any], least_scale: float 
         return math.inf
     with np.errstate(over="ignore", invalid="ignore"):
         difference = value.astype(np.float64) - exact
-    norm, scale = _norm(difference), max(_norm(exact), least_scale)
-    if not math.isfinite(norm) or not math.isfinite(scale):
+    error, scale = norm(difference), max(norm(exact), least_scale)
+    if not math.isfinite(error) or not math.isfinite(scale):
         return math.inf
-    return norm / scale if scale > 0 else (0.0 if norm == 0 else math.inf)
+    return error / scale if scale > 0 else (0.0 if error == 0 else math.inf)
 
 
-def _norm(x: NDArray[Any]) -> float:
+def norm(x: NDArray[Any]) -> float:
+    """The L2 norm of all values, also where their squares leave the range of float64."""
     flat = x.reshape(-1).astype(np.float64, copy=False)
     with np.errstate(over="ignore", under="ignore"):
-        square = float(flat @ flat)
+        square = dot(flat, flat)
     if 1e-280 < square < 1e280:
         return math.sqrt(square)
     # Squares of very large or very small values leave the range of float64: scale them first.
@@ -95,13 +96,22 @@ def _norm(x: NDArray[Any]) -> float:
     if largest == 0.0 or not math.isfinite(largest):
         return largest
     scaled = flat / largest
-    return largest * math.sqrt(float(scaled @ scaled))
+    return largest * math.sqrt(dot(scaled, scaled))
+
+
+def dot(x: NDArray[Any], y: NDArray[Any]) -> float:
+    """The inner product of two vectors.
+
+    Not by BLAS: its threads spin while they wait for each other, and took 50 times as long as the product itself where
+    the workers kept the other core busy; and what it gives depends on how many they are.
+    """
+    return float(np.einsum("i,i->", x, y))
 
 
 def _cosine(x: NDArray[Any], y: NDArray[Any], norm_a: float, norm_b: float) -> float:
     if norm_a == 0 or norm_b == 0:
         return 1.0 if norm_a == norm_b else 0.0
-    return float(np.clip((x.reshape(-1) / norm_a) @ (y.reshape(-1) / norm_b), -1.0, 1.0))
+    return min(max(dot(x.reshape(-1) / norm_a, y.reshape(-1) / norm_b), -1.0), 1.0)
 
 
 def _count_bad(x: NDArray[Any]) -> int:
