@@ -31,6 +31,7 @@ FRAMEWORK_MODULES = {
         "capture/edits_tensorflow.py",
         "capture/defects_tensorflow.py",
         "capture/defects_training_tensorflow.py",
+        "capture/repairs_tensorflow.py",
         "capture/steps_tensorflow.py",
         "capture/keras_model.py",
         "capture/exact.py",
@@ -50,6 +51,7 @@ MAY_IMPORT = {
     "probe": set(),
     "plan": {"errors"},
     "edits": set(),
+    "rearrange": set(),
     "diagnosis": {"cpu"},
     "mirror": {"errors"},
     "trace": {"errors", "files"},
@@ -57,16 +59,29 @@ MAY_IMPORT = {
     "defects": {"defects", "edits", "errors", "trace"},
     "data": {"data", "errors", "files"},
     "transfer": {"transfer", "alignment", "errors", "files", "trace"},
-    "compare": {"compare", "alignment", "errors", "files", "plan", "trace"},
     "matrix": {"matrix", "check", "compare", "cpu", "errors", "files", "mirror", "plan", "report", "trace"},
-    "capture": {"capture", "alignment", "cpu", "edits", "errors", "files", "mirror", "plan", "trace", "transfer"},
+    "compare": {"compare", "alignment", "edits", "errors", "files", "plan", "rearrange", "trace"},
+    "capture": {
+        "capture",
+        "alignment",
+        "cpu",
+        "edits",
+        "errors",
+        "files",
+        "mirror",
+        "plan",
+        "rearrange",
+        "trace",
+        "transfer",
+    },
 }
 # For the areas above the table: what must not look up, or sideways.
 MAY_NOT_IMPORT = {
     "report": {"capture", "check", "cli", "models", "processes", "transfer"},
     "doctor": {"capture", "check", "cli", "compare", "models", "transfer"},
-    "check": {"cli", "defects", "models", "selftest"},
     "selftest": {"capture", "cli", "models", "report", "transfer"},
+    "check": {"cli", "defects", "models", "repair", "selftest"},
+    "repair": {"cli", "models"},
     "processes": {"check", "cli", "compare", "models", "report"},
 }
 

@@ -71,7 +71,7 @@ def check(
     """
     settings = settings or Settings()
     started = time.perf_counter()
-    source = _source_side(settings.weights)
+    source = source_side(settings.weights)
     if settings.traces:
         for side in SIDES:
             _check_free(settings.traces / side)
@@ -161,7 +161,7 @@ def _write_job(
 ) -> Path:
     from portproof.capture.job import Job
 
-    file = isinstance(settings.weights, Path) and side == _source_side(settings.weights)
+    file = isinstance(settings.weights, Path) and side == source_side(settings.weights)
     job = Job(
         side=side,
         subject=mirror.name,
@@ -184,7 +184,8 @@ def _write_job(
     return path
 
 
-def _source_side(weights: str | Path) -> str:
+def source_side(weights: str | Path) -> str:
+    """The side that the weights come from."""
     if isinstance(weights, Path):
         from portproof.transfer.checkpoints import side_of
 
@@ -221,7 +222,7 @@ def _workspace(kept: Path | None) -> Iterator[tuple[Path, Path]]:
         kept.mkdir(parents=True, exist_ok=True)
         logs = kept
     else:
-        logs = _log_folder()
+        logs = log_folder()
     with tempfile.TemporaryDirectory(prefix="portproof-", ignore_cleanup_errors=True) as folder:
         yield Path(folder), logs
 
@@ -251,7 +252,7 @@ def _put(trace: Path, target: Path) -> None:
     trace.rename(target)
 
 
-def _log_folder() -> Path:
+def log_folder() -> Path:
     """A new folder for this run's logs; the oldest of `_KEPT_LOGS` others goes."""
     base = Path(tempfile.gettempdir()) / f"portproof-logs-{os.getuid()}"
     base.mkdir(mode=0o700, exist_ok=True)

@@ -5,6 +5,7 @@ An edit is a function registered under a name; what it may do is what `Edited` o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -45,8 +46,10 @@ def edit(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 class Edited:
     """A Keras model while edits are in force, and what an edit may do to it."""
 
-    def __init__(self, model: KerasModel, undo: ExitStack) -> None:
+    def __init__(self, model: KerasModel, undo: ExitStack, *, training: bool) -> None:
         self.model = model
+        self.training = training  # the mode that the model is run in
+        self.given: Values = {}  # what the variables were meant to get, before any edit
         self._undo = undo
         self._on_values: list[Callable[[Values], Values]] = []
         self._on_objective: list[Callable[[Any, Sequence[Any]], Any]] = []
@@ -88,6 +91,10 @@ class Edited:
             return function(original, *args, **kwargs)
 
         self.set_attribute(layer, "call", update_wrapper(call, original))
+
+    def undo(self, function: Callable[[], None]) -> None:
+        """Have something done when the edits are taken back."""
+        self._undo.callback(function)
 
     def remember(self, path: str, *, given: bool) -> dict[str, Any]:
         """A mapping that holds, as ``value``, what the layer was given first, or what it gave, when last called."""
@@ -148,6 +155,7 @@ class Edited:
 
     def values(self, values: Values) -> Values:
         """What is written into the variables, with the edits in force."""
+        self.given = values
         for function in self._on_values:
             values = function(dict(values))
         return values
@@ -177,14 +185,14 @@ class Edited:
 
 
 @contextmanager
-def edited(model: KerasModel, edits: Sequence[Edit]) -> Iterator[Edited]:
-    """The model with edits in force while the block runs.
+def edited(model: KerasModel, edits: Sequence[Edit], *, training: bool = False) -> Iterator[Edited]:
+    """The model with edits in force while the block runs it, in training mode or not.
 
     Raises:
         InputError: an edit or a layer that does not exist.
     """
     with ExitStack() as undo:
-        made = Edited(model, undo)
+        made = Edited(model, undo, training=training)
         for each in edits:
             if each.what not in EDITS:
                 raise InputError(f"There is no edit {each.what!r}; there are {', '.join(sorted(EDITS))}.")
@@ -214,7 +222,7 @@ def _exact_gelu(x: Any) -> Any:
     return 0.5 * x * (1.0 + tf.math.erf(x * np.sqrt(0.5)))
 
 
-# In the words of capture/kinds.py and compare/causes.py.
+# In the words of capture/kinds.py and compare/standard.py.
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "identity": lambda x: x,
     "gelu": _exact_gelu,
@@ -229,8 +237,28 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "sigmoid": tf.sigmoid,
     "hard sigmoid (x/6)": lambda x: tf.clip_by_value(x / 6.0 + 0.5, 0.0, 1.0),
     "hard sigmoid (0.2 x)": lambda x: tf.clip_by_value(0.2 * x + 0.5, 0.0, 1.0),
+    "hard swish": lambda x: x * tf.clip_by_value(x / 6.0 + 0.5, 0.0, 1.0),
     "tanh": tf.tanh,
+    "elu": tf.nn.elu,
+    "selu": tf.nn.selu,
+    "softmax": tf.nn.softmax,
 }
+_LEAKY = re.compile(r"leaky relu \(([0-9.e+-]+)\)")
+
+
+def activation(name: str) -> Callable[[Any], Any]:
+    """The activation of this name; a leaky relu of any slope.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name in ACTIVATIONS:
+        return ACTIVATIONS[name]
+    match = _LEAKY.fullmatch(name)
+    if match is None:
+        raise InputError(f"There is no activation {name!r}; there are {', '.join(ACTIVATIONS)}.")
+    slope = float(match[1])
+    return lambda x: tf.where(x > 0, x, slope * x)
 
 
 @edit("set")
@@ -239,12 +267,14 @@ def _set(made: Edited, paths: Sequence[str], **options: Any) -> None:
     for path in paths:
         for name, value in options.items():
             made.set_attribute(made.layer(path), name, tuple(value) if isinstance(value, list) else value)
+    if "trainable" in options:
+        made.look_again()
 
 
 @edit("activation")
 def _activation(made: Edited, paths: Sequence[str], *, function: str) -> None:
     """Let each layer compute another activation; ``<path>.activation`` is the one inside of a layer."""
-    compute = ACTIVATIONS[function]
+    compute = activation(function)
     for path in paths:
         owner, _, last = path.rpartition(".")
         if path not in made.model.layers and last == ACTIVATION:

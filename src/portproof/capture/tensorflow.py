@@ -12,10 +12,11 @@ import numpy as np
 import tensorflow as tf
 
 from portproof.alignment import pair_parameters
-from portproof.capture import (  # noqa: F401  the defects register their edits
+from portproof.capture import (  # noqa: F401  defects and repairs register their edits
     defects_tensorflow,
     defects_training_tensorflow,
     kinds,
+    repairs_tensorflow,
 )
 from portproof.capture.edits_tensorflow import Edited, edited
 from portproof.capture.exact import make_exact
@@ -78,6 +79,9 @@ class Side:
                 name: value.astype(np.float32) if value.dtype == np.float64 else value
                 for name, value in weights_tf.read(model.keras).items()
             }
+            if self.job.weights == "own":
+                with edited(model, self.job.edits) as edits:
+                    values = edits.values(values)
             self.weights = Weights(tuple(model.parameters()), values, values)
             self.source = {name: name for name in values}
             if self.job.weights == "give":
@@ -132,9 +136,11 @@ class Side:
             values = getattr(self.weights, phase.weights)
             with (
                 model.without_dropout() if phase.training else nullcontext(),
-                edited(model, self.job.edits) as edits,
+                edited(model, self.job.edits, training=phase.training) as edits,
             ):
-                model.write(edits.values(self.own | {name: values[source] for name, source in self.source.items()}))
+                given = self.own | {name: values[source] for name, source in self.source.items()}
+                # A port's own values have been edited once, so that the trace says what it started from.
+                model.write(given if self.job.weights == "own" else edits.values(given))
                 if phase.batches:
                     return self._forward(model, phase)
                 if phase.optimizer:

@@ -16,27 +16,19 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@common.pair
-@click.option("--mirror", "name", metavar="NAME", help="A registered mirror instead of two factories.")
+@common.target
+@click.option("--mirror", "name", default="", metavar="NAME", help="A registered mirror instead of two factories.")
+@click.option("--diagnose", is_flag=True, help="If it differs, look for the proven cause, as `diagnose` does.")
 @common.only
 @common.comparing
 @common.running
 @common.output
-def check(
-    torch_factory: str | None,
-    tensorflow_factory: str | None,
-    inputs: tuple[str, ...],
-    same_layout: bool,
-    batches: str,
-    name: str | None,
-    only: tuple[str, ...],
-    **options: Any,
-) -> int:
+def check(name: str, only: tuple[str, ...], diagnose: bool, **options: Any) -> int:
     """Judge a pair of models of your own."""
     from portproof.plan import phases_for
 
-    mirror = common.mirror_of(name, torch_factory, tensorflow_factory, inputs, same_layout, batches)
-    return _run_check(mirror, phases_for(only), **options)
+    mirror, others = common.pair(name, **options)
+    return _run_check(mirror, phases_for(only), diagnose=diagnose, **others)
 
 
 @click.command()
@@ -96,14 +88,24 @@ def _run_check(
     policy_file: Path | None,
     quiet: bool,
     verbose: bool,
+    diagnose: bool = False,
     **running: Any,
 ) -> int:
+    from dataclasses import replace
+
     from portproof.check import check as run_check
+    from portproof.cli.diagnose import command as diagnose_command
+    from portproof.cli.diagnose import run as run_diagnosis
     from portproof.report.progress import Progress
 
     settings, policy = common.make_settings(**running), common.read_policy(policy_file)
     with Progress(quiet=quiet) as progress:
         report = run_check(mirror, phases=phases, settings=settings, policy=policy, progress=progress)
+    if diagnose and report.verdict.outcome == "differs":
+        found = run_diagnosis(mirror, phases, policy, quiet=quiet, **running)
+        report = replace(report, diagnosis=found.diagnosis)
+    elif report.verdict.outcome == "differs":
+        report.recorded["diagnose"] = diagnose_command(mirror, running["weights"])
     return common.finish(
         report, json_file=json_file, junit_file=junit_file, html_file=html_file, quiet=quiet, verbose=verbose
     )

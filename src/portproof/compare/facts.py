@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from portproof.edits import Edit
+
 MODEL = "(model)"  # what a model as a whole is called among its layers, as in a trace
 
 
@@ -93,10 +95,25 @@ class Structure:
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """A known pattern that explains a layer's divergence."""
+    """What may explain a layer's divergence, and how that can be tested.
+
+    ``change`` is what a person would change in the port. ``ways`` are edits that make the change in memory, each a
+    complete repair; which of them is right depends on how the port came by the defect. ``key`` is the same for the same
+    cause in another layer. ``fits`` says that the pattern predicts the port's values; without, it is only possible.
+    """
 
     layer: str
     text: str
+    change: str = ""
+    key: str = ""
+    ways: tuple[tuple[Edit, ...], ...] = ()
+    fits: bool = True
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Cause:
+        """From the plain data that `dataclasses.asdict` gives."""
+        ways = tuple(tuple(Edit.from_json(edit) for edit in way) for way in body.get("ways", ()))
+        return cls(**{**body, "ways": ways})
 
 
 @dataclass(frozen=True)
@@ -142,7 +159,7 @@ class Facts:
                 "settings": tuple(body["settings"]),
                 "coarse": _tuples(body["coarse"]),
                 "alone": _tuples(body["alone"]),
-                "causes": tuple(Cause(**row) for row in body["causes"]),
+                "causes": tuple(Cause.from_json(row) for row in body["causes"]),
             }
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -64,8 +64,7 @@ def judge(facts: Facts, policy: Policy | None = None) -> Verdict:
     by_group: dict[tuple[str, str], list[Measurement]] = {}
     for measurement in facts.measurements:
         by_group.setdefault((measurement.phase, measurement.group), []).append(measurement)
-    overall = overall_error(facts)
-    limit = partial(limit64, policy=policy, overall=overall)
+    limit = partial(limit64, policy=policy, overall=overall_error(facts))
     proof = provable(facts.coarse, facts.unavailable)
     answers = [
         checks.isolation(facts),
@@ -94,14 +93,40 @@ def judge(facts: Facts, policy: Policy | None = None) -> Verdict:
             answers.append(checks.function(before, "function-layers", title, limit, facts))
         answers.append(checks.not_judged([title for _, _, _, title in (*_FUNCTION, *_PRECISION)]))
 
+    divergence = first_divergence(facts, *questions(facts, policy))
+    return _sum_up([check for check in answers if check is not None], divergence, policy, proof)
+
+
+def questions(facts: Facts, policy: Policy) -> tuple[Callable[[Measurement], bool], Callable[[Measurement], bool]]:
+    """Whether a measurement differs by more than its limit, and whether its float32 error is larger than it may be."""
+    limit = partial(limit64, policy=policy, overall=overall_error(facts))
+    proof = provable(facts.coarse, facts.unavailable)
+
     def differs(each: Measurement) -> bool:
         return not each.distance.relative <= (limit(each) if proof else limit32(each, policy))
 
     def imprecise(each: Measurement) -> bool:
         return proof and each.error_b is not None and each.error_b > precision_limit(each, policy)
 
-    divergence = first_divergence(facts, differs, imprecise)
-    return _sum_up([check for check in answers if check is not None], divergence, policy, proof)
+    return differs, imprecise
+
+
+def failures(facts: Facts, verdict: Verdict) -> frozenset[str]:
+    """Everything that is wrong, as names: measurements by key, checks, and what the structure lists.
+
+    A change of the port is an improvement if this becomes smaller and nothing new is in it. What reaches a layer may
+    differ by design, so it counts through the checks alone.
+    """
+    differs, imprecise = questions(facts, verdict.policy)
+    found = {each.key for each in facts.measurements if each.group != "inputs" and differs(each)}
+    found |= {f"imprecise {each.key}" for each in facts.measurements if imprecise(each)}
+    found |= {f"check {check.name}" for check in verdict.checks if check.status in (FAIL, UNKNOWN)}
+    s = facts.structure
+    for name in ("only_a", "only_b", "wrong_shape", "wrong_trainable", "weights_differ"):
+        found |= {f"{name} {item}" for item in getattr(s, name)}
+    found |= {f"dropout {row['layer']}" for row in facts.settings if row["setting"] == "p"}
+    found |= {f"coarse {side} {layer}" for side, layers in facts.coarse.items() for layer in layers}
+    return frozenset(found)
 
 
 def _sum_up(answers: Sequence[Check], divergence: Divergence | None, policy: Policy, proof: bool) -> Verdict:

@@ -15,6 +15,7 @@ from rich.text import Text
 from portproof.compare.checks import FAIL, NOTE, PASS, UNKNOWN, Check, same_shape
 from portproof.compare.verdict import DIFFERS, SAME, UNDECIDED
 from portproof.report import words
+from portproof.report.diagnosis import render_diagnosis
 from portproof.report.listing import render_list, render_show
 from portproof.report.progress import Progress
 from portproof.report.terminal import console_for, cut, grid, mark, render_error, shape, table, text
@@ -55,6 +56,7 @@ def render_report(
         page.checks()
         page.details()
         page.divergence()
+        page.diagnosis()
         page.notes()
     page.last_line()
 
@@ -208,6 +210,14 @@ class _Page:
                       width=min(self.console.width, 110))  # fmt: skip
         self.console.print(panel)
         self.console.print()
+
+    def diagnosis(self) -> None:
+        """What was proven to make the difference; or how to have it looked for."""
+        if self.report.diagnosis:
+            render_diagnosis(self.console, self.report.diagnosis)
+        elif command := self.report.recorded.get("diagnose"):
+            self.console.print(text("to look for the proven cause  ", "dim") + text(str(command)), soft_wrap=True)
+            self.console.print()
 
     def _values(self, found: Divergence, measured: Measurement | None) -> Iterator[tuple[str, str]]:
         if measured is not None and measured.distance.shape_a != measured.distance.shape_b:

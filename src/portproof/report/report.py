@@ -10,6 +10,7 @@ from typing import Any
 
 from portproof.compare.facts import Facts
 from portproof.compare.policy import Policy
+from portproof.compare.proof import Diagnosis
 from portproof.compare.verdict import Verdict, judge
 from portproof.errors import InputError
 from portproof.files import write_text
@@ -19,11 +20,16 @@ SCHEMA = "portproof-report/1"
 
 @dataclass(frozen=True)
 class Report:
-    """What a check or a comparison found. ``recorded`` holds times, log files and the like: nothing that is judged."""
+    """What a check or a comparison found.
+
+    ``recorded`` holds times, log files and the like: nothing that is judged. ``diagnosis`` holds the proven causes,
+    where they were looked for.
+    """
 
     facts: Facts
     verdict: Verdict
     recorded: dict[str, Any] = field(default_factory=dict)
+    diagnosis: Diagnosis | None = None
 
     @property
     def same(self) -> bool:
@@ -41,6 +47,7 @@ class Report:
             "verdict": self.verdict.to_json(),
             "facts": self.facts.to_json(),
             "recorded": self.recorded,
+            "diagnosis": self.diagnosis.to_json() if self.diagnosis else None,
         }
         write_text(Path(path), json.dumps(finite(body), allow_nan=False) + "\n")
 
@@ -58,7 +65,9 @@ class Report:
                 raise InputError(f"{path} has schema {body.get('schema')!r}, this version reads {SCHEMA!r}.")
             facts = Facts.from_json(restored(body["facts"]))
             policy = Policy.from_mapping(body["verdict"]["policy"], str(path))
-            return cls(facts, judge(facts, policy), dict(body.get("recorded", {})))
+            found = body.get("diagnosis")
+            diagnosis = Diagnosis.from_json(restored(found)) if found else None
+            return cls(facts, judge(facts, policy), dict(body.get("recorded", {})), diagnosis)
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}.") from error
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
