@@ -49,13 +49,14 @@ MAY_IMPORT = {
     "plan": {"errors"},
     "edits": set(),
     "diagnosis": {"cpu"},
-    "mirror": {"errors"},
+    "mirror": {"errors", "values"},
+    "values": {"errors"},
     "trace": {"errors", "files"},
     "alignment": {"errors", "trace"},
     "data": {"data", "errors", "files"},
     "transfer": {"transfer", "alignment", "errors", "files", "trace"},
     "compare": {"compare", "alignment", "errors", "files", "plan", "trace"},
-    "capture": {"capture", "alignment", "cpu", "edits", "errors", "files", "mirror", "plan", "trace", "transfer"},
+    "capture": {"capture", "alignment", "cpu", "edits", "errors", "files", "mirror", "plan", "trace", "transfer", "values"},
 }
 # For the areas above the table: what must not look up, or sideways.
 MAY_NOT_IMPORT = {

@@ -17,6 +17,7 @@ from portproof.edits import Edit
 from portproof.errors import InputError, TraceError
 from portproof.mirror import Mirror
 from portproof.plan import PARITY, Phase
+from portproof.values import Start
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +40,8 @@ class Settings:
     or a checkpoint file for the side that its name belongs to, carried over to the other. ``interpreters``: Python
     executables by side. ``traces``: a folder to keep both traces in. ``samples``: real examples instead of the
     mirror's own. ``lanes``: processes that the TensorFlow side's phases are dealt to. ``edits``: changes of the port in
-    memory. ``servers``: processes that stay, for many checks of one mirror (then ``lanes`` is 1).
+    memory. ``servers``: processes that stay, for many checks of one mirror (then ``lanes`` is 1). ``start``: what shared
+    weights start from.
     """
 
     weights: str | Path = "shared"
@@ -52,6 +54,7 @@ class Settings:
     samples: Mapping[str, NDArray[np.float32]] | None = None
     edits: tuple[Edit, ...] = ()
     servers: Servers | None = None
+    start: Start = Start()
 
 
 def check(
@@ -170,7 +173,7 @@ def _write_job(
         trace=trace,
         weights=role,
         checkpoint=Path(settings.weights).resolve() if file else None,
-        excite=settings.weights == "shared",
+        start=settings.start if settings.weights == "shared" else Start(excite=False),
         seed=settings.seed,
         threads=settings.threads,
         lanes=min(settings.lanes, os.cpu_count() or 1) if side == "tensorflow" and not settings.servers else 1,

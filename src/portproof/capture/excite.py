@@ -17,11 +17,28 @@ from typing import Any
 import numpy as np
 import torch
 
+from portproof.values import Start, draw
+
 # 0.5 at the end of a residual branch (where the affine weight starts at zero) keeps the variance from doubling with
 # every block.
 _RESIDUAL_SCALE = 0.5
 _SPREAD = 0.2
 _NORMS = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.LayerNorm, torch.nn.GroupNorm)
+
+
+def start_from(model: torch.nn.Module, start: Start, seed: int) -> None:
+    """Redraw and scale the kernels of ``model`` in place, as ``start`` says; a kernel has two dimensions or more."""
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2 or not parameter.is_floating_point():
+            continue
+        with torch.no_grad():
+            if start.kernels:
+                drawn = torch.from_numpy(draw(start.kernels, _rng(seed, name), tuple(parameter.shape)))
+                centred = drawn - drawn.mean()
+                size = centred.std(correction=0)
+                spread = parameter.std(correction=0) / size if size > 0 else 0.0
+                parameter.copy_(parameter.mean() + centred * spread)
+            parameter.mul_(start.gain)
 
 
 def excite(model: torch.nn.Module, run: Callable[[], Any], seed: int) -> None:

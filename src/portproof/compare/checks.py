@@ -15,7 +15,10 @@ _WORDS = {"a": "original", "b": "port"}
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One question and its answer. ``value`` and ``limit`` are those of the tensor that came closest to its limit."""
+    """One question and its answer. ``value`` and ``limit`` are those of the tensor that came closest to its limit.
+
+    ``measured`` and ``allowed`` are the same two as numbers, where the answer hangs on a limit of the policy.
+    """
 
     name: str
     title: str
@@ -25,6 +28,8 @@ class Check:
     where: str = ""
     count: int = 0
     details: tuple[str, ...] = ()
+    measured: float | None = None
+    allowed: float | None = None
 
 
 def function(
@@ -55,6 +60,8 @@ def function(
         where=worst.name,
         count=len(found),
         details=tuple(details),
+        measured=worst.distance.relative,
+        allowed=limit(worst),
     )
 
 
@@ -88,6 +95,8 @@ def precision(found: Sequence[Measurement], name: str, title: str, policy: Polic
         details=tuple(
             f"{each.name}: {_number(each.error_b or 0)}, original {_number(each.error_a or 0)}" for each in wrong[:8]
         ),
+        measured=worst.error_b or 0.0,
+        allowed=limit(worst),
     )
 
 
@@ -116,6 +125,8 @@ def fallback(by_group: dict[tuple[str, str], list[Measurement]], policy: Policy)
                 worst.name,
                 len(found),
                 tuple(_pair(each) for each in wrong[:8]),
+                worst.distance.relative,
+                limit(worst),
             )
 
 

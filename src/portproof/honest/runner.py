@@ -1,0 +1,167 @@
+"""The runner of honest runs: many checks of one mirror's two equal sides, in workers that stay."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from portproof.check import Settings, check
+from portproof.errors import PortproofError
+from portproof.honest.conditions import Conditions, draw_conditions, other_sizes
+from portproof.plan import FORWARD
+from portproof.processes import Servers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from portproof.compare.policy import Policy
+    from portproof.mirror import Mirror
+
+_PER_WORKER = 40  # runs until the workers are started anew: what frameworks leave behind must not add up
+_MOST_SIZES = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """What a check measured for the tensor that came closest to its limit."""
+
+    measured: float
+    allowed: float
+    where: str
+
+    @property
+    def share(self) -> float:
+        """Of the limit: above 1 it is exceeded."""
+        return self.measured / self.allowed
+
+
+@dataclass(frozen=True)
+class Run:
+    """One honest run. ``outcome`` is the verdict's, or ``refused`` where a side raised; ``why`` says it in words."""
+
+    conditions: Conditions
+    outcome: str
+    why: str
+    failed: tuple[str, ...]
+    checks: Mapping[str, Nearest]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class HonestResult:
+    """All runs of one environment, and the environments of both sides."""
+
+    mirror: str
+    seed: int
+    runs: tuple[Run, ...]
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    def of(self, outcome: str) -> tuple[Run, ...]:
+        """The runs that ended so."""
+        return tuple(run for run in self.runs if run.outcome == outcome)
+
+    @property
+    def alarms(self) -> tuple[Run, ...]:
+        """Runs of equal models that were called different."""
+        return self.of("differs")
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+def run(
+    mirror: Mirror,
+    runs: int,
+    *,
+    jobs: int = 1,
+    seed: int = 0,
+    settings: Settings | None = None,
+    policy: Policy | None = None,
+    progress: Callable[[Run], None] | None = None,
+) -> HonestResult:
+    """Check a mirror against itself ``runs`` times, ``jobs`` at once, under conditions drawn by ``seed``.
+
+    Raises:
+        PortproofError: the mirror cannot be run at all.
+    """
+    settings = settings or Settings()
+    sizes = accepted_sizes(mirror, settings)
+    drawn = draw_conditions(mirror, runs, seed, sizes)
+    environment: dict[str, Any] = {}
+
+    def work(chunk: Sequence[Conditions]) -> list[Run]:
+        with Servers() as servers:
+            return [_run(mirror, each, replace(settings, servers=servers), policy, environment, progress) for each in chunk]
+
+    with ThreadPoolExecutor(jobs) as pool:
+        done = [each for found in pool.map(work, _chunks(drawn)) for each in found]
+    return HonestResult(mirror.name, seed, tuple(sorted(done, key=lambda each: each.conditions.index)), environment)
+
+
+def accepted_sizes(mirror: Mirror, settings: Settings) -> list[tuple[tuple[int, ...], ...]]:
+    """The mirror's own input sizes, and some others that both of its sides take."""
+    own = tuple(spec.shape[1:] for spec in mirror.inputs)
+    found = [own]
+    with Servers() as servers:
+        check(replace(mirror, samples=None), phases=(FORWARD,), settings=replace(settings, servers=servers))
+        for sizes in other_sizes(mirror):
+            specs = tuple(replace(spec, shape=(2, *size)) for spec, size in zip(mirror.inputs, sizes, strict=True))
+            tried = replace(mirror, inputs=specs, batches=(1,), samples=None)
+            try:
+                check(tried, phases=(FORWARD,), settings=replace(settings, servers=servers))
+            except PortproofError:
+                continue  # sizes that the model is not made for
+            found.append(sizes)
+            if len(found) == _MOST_SIZES:
+                break
+    return found
+
+
+def _run(
+    mirror: Mirror,
+    conditions: Conditions,
+    settings: Settings,
+    policy: Policy | None,
+    environment: dict[str, Any],
+    progress: Callable[[Run], None] | None,
+) -> Run:
+    started = time.perf_counter()
+    own = replace(settings, seed=conditions.seed, start=conditions.start, threads=conditions.threads)
+    try:
+        report = check(conditions.of(mirror), phases=conditions.phases, settings=own, policy=policy)
+    except PortproofError as error:
+        found = Run(conditions, "refused", str(error), (), {}, 0.0)
+    else:
+        environment.update({name: side["environment"] for name, side in report.facts.sides.items()})
+        checks = report.verdict.checks
+        found = Run(
+            conditions,
+            report.verdict.outcome,
+            report.verdict.summary,
+            tuple(each.name for each in checks if each.status in ("fail", "unknown")),
+            {
+                each.name: Nearest(each.measured, each.allowed, each.where)
+                for each in checks
+                if each.measured is not None and each.allowed is not None
+            },
+            0.0,
+        )
+    found = replace(found, seconds=round(time.perf_counter() - started, 3))
+    if progress:
+        progress(found)
+    return found
+
+
+def _chunks(drawn: Iterable[Conditions]) -> list[list[Conditions]]:
+    """Runs that share workers: of one number of threads, ordered by sizes so that each model is made once."""
+    chunks: list[list[Conditions]] = []
+    for each in sorted(drawn, key=lambda each: (each.threads, each.sizes, each.index)):
+        if not chunks or len(chunks[-1]) == _PER_WORKER or chunks[-1][0].threads != each.threads:
+            chunks.append([])
+        chunks[-1].append(each)
+    return chunks
