@@ -109,4 +109,3 @@ DRAWS: dict[str, Draw] = {
     "one-hot": _one_hot,
     "padded": _padded,
 }
-

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from portproof.compare.facts import MODEL, Facts, Measurement
-from portproof.compare.policy import Policy, limit32, precision_limit
+from portproof.compare.policy import Limits, Policy
 
 PASS, FAIL, NOTE, UNKNOWN = "pass", "fail", "note", "unknown"
 _WORDS = {"a": "original", "b": "port"}
@@ -32,30 +32,43 @@ class Check:
     allowed: float | None = None
 
 
-def function(
-    found: Sequence[Measurement], name: str, title: str, limit: Callable[[Measurement], float], facts: Facts
-) -> Check:
-    """Same function: tensors of both sides in float64, each against its own ``limit``.
+def function(found: Sequence[Measurement], name: str, title: str, limits: Limits, facts: Facts) -> Check:
+    """Same function: tensors of both sides in float64, each against its own limit.
 
     What reaches a layer may differ by design: a port may do in front of it what the original does inside, such as
-    padding. Then the layer's outputs agree, and the difference is a note.
+    padding. Then the layer's outputs agree, and the difference is a note. What rounding alone may have made of a tensor
+    is not judged, and what is zero on both sides tells nothing: both are said.
     """
+    limit = limits.function
     differing = [each for each in found if not each.distance.relative <= limit(each)]
     designed = _made_up_for(differing, facts, limit)
-    wrong = [each for each in differing if each.key not in designed]
+    wrong = [
+        each for each in differing if each.key not in designed and not each.distance.relative <= limits.beyond(each)
+    ]
+    hidden = [each for each in differing if each.key not in designed and each not in wrong]
+    idle = [each for each in found if each.distance.scale == 0 and each.distance.relative == 0]
     judged = [each for each in found if each.key not in designed] or list(found)
-    worst = max(judged, key=lambda each: each.distance.relative / limit(each))
+    worst = max(judged, key=lambda each: _order(each.distance.relative / limit(each)))
     details = [_pair(each) for each in wrong[:8]] + ([f"and {len(wrong) - 8} more"] if len(wrong) > 8 else [])
     details += [
         f"{each.name}: reaches the layer otherwise, and its output agrees" for each in differing if each.key in designed
     ]
+    details += [
+        f"{each.name}: not judged: {_number(each.distance.relative)}, which may be rounding, so far does the original "
+        f"amplify it (its float32 error: {_number(each.error_a or limits.overall)})"
+        for each in hidden[:8]
+    ]
+    if idle:
+        names = ", ".join(each.name for each in idle[:8]) + (", ..." if len(idle) > 8 else "")
+        details.append(f"zero on both sides, which tells nothing: {len(idle)} of {len(found)}: {names}")
     if name == "batchnorm":
         details = [*_rules(facts), *details]
+    unjudged = hidden or len(idle) == len(found)
     return Check(
         name=name,
         title=title,
-        status=FAIL if wrong else NOTE if designed else PASS,
-        value=_number(worst.distance.relative),
+        status=FAIL if wrong else UNKNOWN if unjudged else NOTE if designed or idle else PASS,
+        value="all zero" if len(idle) == len(found) else _number(worst.distance.relative),
         limit=_number(limit(worst)),
         where=worst.name,
         count=len(found),
@@ -63,6 +76,11 @@ def function(
         measured=worst.distance.relative,
         allowed=limit(worst),
     )
+
+
+def _order(share: float) -> float:
+    """For finding the worst: NaN is worse than anything, and compares with nothing."""
+    return math.inf if math.isnan(share) else share
 
 
 def _made_up_for(
@@ -79,28 +97,36 @@ def _made_up_for(
     return frozenset(inputs & taken - needed)
 
 
-def precision(found: Sequence[Measurement], name: str, title: str, policy: Policy) -> Check:
-    """Same precision: the port's float32 errors against the original's."""
-    limit = partial(precision_limit, policy=policy)
-    worst = max(found, key=lambda each: (each.error_b or 0.0) / limit(each))
-    wrong = [each for each in found if not (each.error_b or 0.0) <= limit(each)]
+def precision(found: Sequence[Measurement], name: str, title: str, limits: Limits) -> Check:
+    """Same precision: the port's float32 errors against the original's, where those say anything."""
+    limit = limits.precision
+    coarse = [each for each in found if limits.is_coarse(each)]
+    judged = [each for each in found if not limits.is_coarse(each)] or list(found)
+    worst = max(judged, key=lambda each: _order((each.error_b or 0.0) / limit(each)))
+    wrong = [each for each in judged if not (each.error_b or 0.0) <= limit(each) and each not in coarse]
+    details = [
+        f"{each.name}: {_number(each.error_b or 0)}, original {_number(each.error_a or 0)}" for each in wrong[:8]
+    ]
+    if coarse:
+        names = ", ".join(each.name for each in coarse[:8]) + (", ..." if len(coarse) > 8 else "")
+        details.append(
+            f"not judged, for the original's own float32 error is too large: {len(coarse)} of {len(found)}: {names}"
+        )
     return Check(
         name=name,
         title=title,
-        status=FAIL if wrong else PASS,
+        status=FAIL if wrong else UNKNOWN if len(coarse) == len(found) else NOTE if coarse else PASS,
         value=f"{_number(worst.error_b or 0.0)} (original {_number(worst.error_a or 0.0)})",
         limit=_number(limit(worst)),
         where=worst.name,
         count=len(found),
-        details=tuple(
-            f"{each.name}: {_number(each.error_b or 0)}, original {_number(each.error_a or 0)}" for each in wrong[:8]
-        ),
+        details=tuple(details),
         measured=worst.error_b or 0.0,
         allowed=limit(worst),
     )
 
 
-def fallback(by_group: dict[tuple[str, str], list[Measurement]], policy: Policy) -> Iterator[Check]:
+def fallback(by_group: dict[tuple[str, str], list[Measurement]], limits: Limits) -> Iterator[Check]:
     """Without a float64 proof: float32 against float32, judged by the original's own rounding where it is known."""
     for group, phase, name, title in (
         ("outputs", "float32.eval", "fallback-layers", "every layer's output, float32 (no float64 proof)"),
@@ -113,8 +139,8 @@ def fallback(by_group: dict[tuple[str, str], list[Measurement]], policy: Policy)
         if group == "buffers":  # the rule of the running variance is measured in float64 alone
             found = [each for each in found if not each.name.endswith("running_var")]
         if found:
-            limit = partial(limit32, policy=policy)
-            worst = max(found, key=lambda each: each.distance.relative / limit(each))
+            limit = limits.float32
+            worst = max(found, key=lambda each: _order(each.distance.relative / limit(each)))
             wrong = [each for each in found if not each.distance.relative <= limit(each)]
             yield Check(
                 name,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 from portproof.compare import checks
 from portproof.compare.checks import FAIL, PASS, UNKNOWN, Check
 from portproof.compare.divergence import Divergence, first_divergence
 from portproof.compare.facts import Facts, Measurement, provable
-from portproof.compare.policy import Policy, limit32, limit64, overall_error, precision_limit
+from portproof.compare.policy import Limits, Policy
 
 SAME, DIFFERS, UNDECIDED = "same", "differs", "undecided"
 
@@ -64,8 +63,7 @@ def judge(facts: Facts, policy: Policy | None = None) -> Verdict:
     by_group: dict[tuple[str, str], list[Measurement]] = {}
     for measurement in facts.measurements:
         by_group.setdefault((measurement.phase, measurement.group), []).append(measurement)
-    overall = overall_error(facts)
-    limit = partial(limit64, policy=policy, overall=overall)
+    limits = Limits.of(facts, policy)
     proof = provable(facts.coarse, facts.unavailable)
     answers = [
         checks.isolation(facts),
@@ -83,22 +81,22 @@ def judge(facts: Facts, policy: Policy | None = None) -> Verdict:
     answers += checks.gradient_counts(facts, policy)
     for group, phase, name, title in _FUNCTION if proof else ():
         if found := by_group.get((phase, group)):
-            answers.append(checks.function(found, name, title, limit, facts))
+            answers.append(checks.function(found, name, title, limits, facts))
     for group, phase, name, title in _PRECISION if proof else ():
         if found := [each for each in by_group.get((phase, group), ()) if None not in (each.error_a, each.error_b)]:
-            answers.append(checks.precision(found, name, title, policy))
+            answers.append(checks.precision(found, name, title, limits))
     if not proof:
-        answers += checks.fallback(by_group, policy)
+        answers += checks.fallback(by_group, limits)
         if before := checks.before_the_cast(facts):
             title = "every layer's output before the first cast, eval mode, float64"
-            answers.append(checks.function(before, "function-layers", title, limit, facts))
+            answers.append(checks.function(before, "function-layers", title, limits, facts))
         answers.append(checks.not_judged([title for _, _, _, title in (*_FUNCTION, *_PRECISION)]))
 
     def differs(each: Measurement) -> bool:
-        return not each.distance.relative <= (limit(each) if proof else limit32(each, policy))
+        return not each.distance.relative <= (limits.beyond(each) if proof else limits.float32(each))
 
     def imprecise(each: Measurement) -> bool:
-        return proof and each.error_b is not None and each.error_b > precision_limit(each, policy)
+        return proof and each.error_b is not None and each.error_b > limits.precision(each)
 
     divergence = first_divergence(facts, differs, imprecise)
     return _sum_up([check for check in answers if check is not None], divergence, policy, proof)

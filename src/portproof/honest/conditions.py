@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ KINDS: dict[str, tuple[Phase, ...]] = {
 }
 """What a run captures. Every check of the verdict stands in "everything"; the others are its parts, and cheap."""
 
-SHARES = {"outputs": 0.6, "gradients": 0.2, "training": 0.12, "everything": 0.08}
+SHARES = {"outputs": 0.6, "gradients": 0.2, "training": 0.13, "everything": 0.07}
 
 INPUTS = {
     NORMAL: 0.25,
@@ -89,7 +89,9 @@ class Conditions:
         return asdict(self)
 
 
-def draw_conditions(mirror: Mirror, runs: int, seed: int, sizes: Sequence[tuple[tuple[int, ...], ...]]) -> list[Conditions]:
+def draw_conditions(
+    mirror: Mirror, runs: int, seed: int, sizes: Sequence[tuple[tuple[int, ...], ...]]
+) -> list[Conditions]:
     """Conditions of so many runs; ``sizes`` are what the mirror takes, its own first. The same for the same seed."""
     rng = random.Random(seed)
     found = []
@@ -115,16 +117,22 @@ def other_sizes(mirror: Mirror) -> Iterator[tuple[tuple[int, ...], ...]]:
 
     The channels of an image (the dimension after the batch, where two or more follow it) stay.
     """
-    seen = {tuple(spec.shape[1:] for spec in mirror.inputs)}
-    for change in (lambda n: n + 1, lambda n: n - 1, lambda n: n // 2 + 1, lambda n: n // 3, lambda n: 2 * n + 1):
-        for which in (slice(-2, None), slice(-2, -1), slice(-1, None)):
-            sizes = tuple(_changed(spec.shape[1:], which, change) for spec in mirror.inputs)
-            if sizes not in seen and min(min(size, default=1) for size in sizes) >= 1:
-                seen.add(sizes)
-                yield sizes
+    own = tuple(spec.shape[1:] for spec in mirror.inputs)
+    both, first, last = slice(-2, None), slice(-2, -1), slice(-1, None)
+    changes: tuple[tuple[slice, Callable[[int], int]], ...] = (
+        (both, lambda n: n // 2 + 1),
+        (both, lambda n: n // 3),
+        (both, lambda n: n + 1),
+        (first, lambda n: n // 2 - 1),
+        (last, lambda n: n - 1),
+    )
+    for which, change in changes:
+        sizes = tuple(_changed(size, which, change) for size in own)
+        if sizes != own and all(min(size, default=1) >= 1 for size in sizes):
+            yield sizes
 
 
-def _changed(size: tuple[int, ...], which: slice, change: Any) -> tuple[int, ...]:
+def _changed(size: tuple[int, ...], which: slice, change: Callable[[int], int]) -> tuple[int, ...]:
     numbers = list(size)
     first = 1 if len(numbers) > 2 else 0
     free = list(range(len(numbers)))[first:][which]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from portproof.mirror import Mirror
 
 _PER_WORKER = 40  # runs until the workers are started anew: what frameworks leave behind must not add up
-_MOST_SIZES = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +94,9 @@ def run(
 
     def work(chunk: Sequence[Conditions]) -> list[Run]:
         with Servers() as servers:
-            return [_run(mirror, each, replace(settings, servers=servers), policy, environment, progress) for each in chunk]
+            return [
+                _run(mirror, each, replace(settings, servers=servers), policy, environment, progress) for each in chunk
+            ]
 
     with ThreadPoolExecutor(jobs) as pool:
         done = [each for found in pool.map(work, _chunks(drawn)) for each in found]
@@ -117,8 +117,6 @@ def accepted_sizes(mirror: Mirror, settings: Settings) -> list[tuple[tuple[int, 
             except PortproofError:
                 continue  # sizes that the model is not made for
             found.append(sizes)
-            if len(found) == _MOST_SIZES:
-                break
     return found
 
 
