@@ -56,7 +56,19 @@ MAY_IMPORT = {
     "data": {"data", "errors", "files"},
     "transfer": {"transfer", "alignment", "errors", "files", "trace"},
     "compare": {"compare", "alignment", "errors", "files", "plan", "trace"},
-    "capture": {"capture", "alignment", "cpu", "edits", "errors", "files", "mirror", "plan", "trace", "transfer", "values"},
+    "capture": {
+        "capture",
+        "alignment",
+        "cpu",
+        "edits",
+        "errors",
+        "files",
+        "mirror",
+        "plan",
+        "trace",
+        "transfer",
+        "values",
+    },
 }
 # For the areas above the table: what must not look up, or sideways.
 MAY_NOT_IMPORT = {

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +40,8 @@ class Settings:
     or a checkpoint file for the side that its name belongs to, carried over to the other. ``interpreters``: Python
     executables by side. ``traces``: a folder to keep both traces in. ``samples``: real examples instead of the
     mirror's own. ``lanes``: processes that the TensorFlow side's phases are dealt to. ``edits``: changes of the port in
-    memory. ``servers``: processes that stay, for many checks of one mirror (then ``lanes`` is 1). ``start``: what shared
-    weights start from.
+    memory. ``servers``: processes that stay, for many checks of one mirror (then ``lanes`` is 1). ``start``: what
+    shared weights start from.
     """
 
     weights: str | Path = "shared"
@@ -54,7 +54,7 @@ class Settings:
     samples: Mapping[str, NDArray[np.float32]] | None = None
     edits: tuple[Edit, ...] = ()
     servers: Servers | None = None
-    start: Start = Start()
+    start: Start = field(default_factory=Start)
 
 
 def check(

@@ -100,22 +100,27 @@ def _made_up_for(
 def precision(found: Sequence[Measurement], name: str, title: str, limits: Limits) -> Check:
     """Same precision: the port's float32 errors against the original's, where those say anything."""
     limit = limits.precision
-    coarse = [each for each in found if limits.is_coarse(each)]
-    judged = [each for each in found if not limits.is_coarse(each)] or list(found)
+    # Where the original's value is finite, a NaN of the port is judged in any case.
+    unjudged = [
+        each
+        for each in found
+        if limits.is_open(each) and (math.isfinite(each.error_b or 0.0) or not math.isfinite(each.error_a or 0.0))
+    ]
+    judged = [each for each in found if each not in unjudged] or list(found)
     worst = max(judged, key=lambda each: _order((each.error_b or 0.0) / limit(each)))
-    wrong = [each for each in judged if not (each.error_b or 0.0) <= limit(each) and each not in coarse]
+    wrong = [each for each in found if each not in unjudged and not (each.error_b or 0.0) <= limit(each)]
     details = [
         f"{each.name}: {_number(each.error_b or 0)}, original {_number(each.error_a or 0)}" for each in wrong[:8]
     ]
-    if coarse:
-        names = ", ".join(each.name for each in coarse[:8]) + (", ..." if len(coarse) > 8 else "")
+    if unjudged:
+        names = ", ".join(each.name for each in unjudged[:8]) + (", ..." if len(unjudged) > 8 else "")
         details.append(
-            f"not judged, for the original's own float32 error is too large: {len(coarse)} of {len(found)}: {names}"
+            f"not judged, for the original's own float32 error is too large: {len(unjudged)} of {len(found)}: {names}"
         )
     return Check(
         name=name,
         title=title,
-        status=FAIL if wrong else UNKNOWN if len(coarse) == len(found) else NOTE if coarse else PASS,
+        status=FAIL if wrong else UNKNOWN if len(unjudged) == len(found) else NOTE if unjudged else PASS,
         value=f"{_number(worst.error_b or 0.0)} (original {_number(worst.error_a or 0.0)})",
         limit=_number(limit(worst)),
         where=worst.name,

@@ -335,7 +335,7 @@ def _repeats(trace: Trace, phase: str) -> float:
     for _, value in trace.items(phase, "source"):
         if value.dtype.kind == "f" and value.size:
             rows = np.sort(value.reshape(len(value), -1), axis=1)
-            share = max(share, max(_longest_run(row) / row.size for row in rows))
+            share = max(share, *(_longest_run(row) / row.size for row in rows))
     positions = (
         math.prod((info.shape[0], *info.shape[2:]))
         for call in trace.manifest.calls.get(phase, ())

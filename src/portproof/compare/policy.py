@@ -14,14 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from statistics import median
+from statistics import median_low
 from typing import Any
 
 from portproof.compare.facts import Facts, Measurement
 from portproof.errors import InputError
 
 _FLOAT32_TO_FLOAT64 = 2.0**-29  # the ratio of the two precisions' units in the last place
-_FLOAT32_ULP, _FLOAT64_ULP, _BFLOAT16_ULP = 2.0**-24, 2.0**-53, 2.0**-8
+_FLOAT32_ULP, _FLOAT64_ULP = 2.0**-24, 2.0**-53
 _NO_DIGITS = 0.1  # a float32 error above this is no measure of anything: it cannot grow much further
 
 
@@ -74,41 +74,49 @@ class Limits:
     typical: Mapping[tuple[str, str], float] = field(default_factory=dict)
     overall: float = 0.0
     repeats: float = 0.0
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, facts: Facts, policy: Policy) -> Limits:
         """The limits for these facts."""
         errors: dict[tuple[str, str], list[float]] = {}
+        sizes: dict[str, int] = {}
         for each in facts.measurements:
-            if each.error_a is not None and math.isfinite(each.error_a):
+            if each.error_a and math.isfinite(each.error_a):  # zeros have no error, and are no measure of any
                 errors.setdefault((each.phase, each.group), []).append(each.error_a)
-        typical = {key: median(found) for key, found in errors.items()}
-        return cls(policy, typical, max(errors.get(("float64.train", "gradients"), ()), default=0.0), facts.repeats)
+            if each.group == "outputs":
+                sizes[each.layer] = max(sizes.get(each.layer, 0), math.prod(each.distance.shape_a))
+        typical = {key: median_low(found) for key, found in errors.items()}
+        return cls(
+            policy, typical, max(errors.get(("float64.train", "gradients"), ()), default=0.0), facts.repeats, sizes
+        )
 
     def function(self, measurement: Measurement) -> float:
         """What two values of one function may differ by in float64, for this tensor."""
         share = min(self._share(measurement), self.policy.float64_most)
-        return self._times(measurement) * max(self.policy.float64, share, self.repeats * _FLOAT64_ULP)
+        return self._times(measurement) * max(self.policy.float64, share, self._equal_terms(measurement) * _FLOAT64_ULP)
 
     def beyond(self, measurement: Measurement) -> float:
         """What rounding alone may make of this tensor: a difference above the limit, up to this, cannot be judged.
 
         It is the limit itself unless the original amplifies rounding by more than ``float64_most`` allows for.
         """
-        share = self._share(measurement)
+        limit, share = self.function(measurement), self._share(measurement)
         if share <= self.policy.float64_most:
-            return self.function(measurement)
-        return math.inf if self._error(measurement) > _NO_DIGITS else self._times(measurement) * share
+            return limit
+        return math.inf if self._error(measurement) > _NO_DIGITS else max(limit, self._times(measurement) * share)
 
     def precision(self, measurement: Measurement) -> float:
         """What the port's float32 error may be: a multiple of the original's, or a few units in the last place."""
         typical = self.typical.get((measurement.phase, measurement.group), 0.0)
         error = max(measurement.error_a or 0.0, typical)
-        return max(self.policy.precision * error, self.policy.precision_floor, self.repeats * _FLOAT32_ULP)
+        return max(
+            self.policy.precision * error, self.policy.precision_floor, self._equal_terms(measurement) * _FLOAT32_ULP
+        )
 
-    def is_coarse(self, measurement: Measurement) -> bool:
-        """Whether the original's own float32 error is so large that bfloat16 inside the port would pass for it."""
-        return self.precision(measurement) >= _BFLOAT16_ULP
+    def is_open(self, measurement: Measurement) -> bool:
+        """Whether the original's own float32 error is so large that zeros in place of the port's value would pass."""
+        return self.precision(measurement) >= 1.0
 
     def float32(self, measurement: Measurement) -> float:
         """Without a float64 proof: what two float32 values may differ by, from the original's own measured rounding.
@@ -126,6 +134,12 @@ class Limits:
 
     def _share(self, measurement: Measurement) -> float:
         return self.policy.conditioning * self._error(measurement) * _FLOAT32_TO_FLOAT64
+
+    def _equal_terms(self, measurement: Measurement) -> float:
+        """How many equal values may have been added up, one after the other, for one value of this tensor."""
+        if measurement.group not in ("gradients", "parameters") or not measurement.distance.shape_a:
+            return self.repeats
+        return max(self.repeats, self.sizes.get(measurement.layer, 0) / max(measurement.distance.shape_a[0], 1))
 
     def _times(self, measurement: Measurement) -> float:
         return self.policy.steps if measurement.phase in ("float64.sgd", "float64.adamw") else 1.0

@@ -1,4 +1,4 @@
-"""Conditions: under what an honest run is made. Which seeds, weights, inputs, sizes, threads and phases, drawn by seed."""
+"""Conditions under which an honest run is made: seeds, weights, inputs, sizes, threads, phases; drawn by seed."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ STARTS = {
     Start(kernels="one-hot"): 0.07,
     Start(excite=False, kernels="heavy"): 0.07,
 }
-BATCHES = (1, 2, 3, 4, 5, 7, 8)
-THREADS = {1: 0.6, 2: 0.25, 4: 0.15}
-ODD_SHARE = 0.4  # of runs with other than the mirror's own input sizes
+BATCHES = {1: 0.2, 2: 0.35, 3: 0.25, 5: 0.15, 8: 0.05}
+THREADS = {1: 0.7, 2: 0.2, 4: 0.1}
+ODD_SHARE = 0.6  # of runs with other than the mirror's own input sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def draw_conditions(
                 values=_choice(rng, INPUTS),
                 start=_choice(rng, STARTS),
                 sizes=rng.choice(sizes[1:]) if odd else sizes[0],
-                batches=tuple(rng.sample(BATCHES, 3)),
+                batches=(_choice(rng, BATCHES), *sorted(rng.sample(range(1, max(BATCHES) + 1), 2))),
                 threads=_choice(rng, THREADS),
             )
         )

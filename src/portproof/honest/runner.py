@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from portproof.compare.policy import Policy
     from portproof.mirror import Mirror
+    from portproof.report import Report
 
-_PER_WORKER = 40  # runs until the workers are started anew: what frameworks leave behind must not add up
+_PER_WORKER = 60  # runs until the workers are started anew: what frameworks leave behind must not add up
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def run(
     seed: int = 0,
     settings: Settings | None = None,
     policy: Policy | None = None,
-    progress: Callable[[Run], None] | None = None,
+    progress: Callable[[Run, Report | None], None] | None = None,
 ) -> HonestResult:
     """Check a mirror against itself ``runs`` times, ``jobs`` at once, under conditions drawn by ``seed``.
 
@@ -126,10 +127,11 @@ def _run(
     settings: Settings,
     policy: Policy | None,
     environment: dict[str, Any],
-    progress: Callable[[Run], None] | None,
+    progress: Callable[[Run, Report | None], None] | None,
 ) -> Run:
     started = time.perf_counter()
     own = replace(settings, seed=conditions.seed, start=conditions.start, threads=conditions.threads)
+    report: Report | None = None
     try:
         report = check(conditions.of(mirror), phases=conditions.phases, settings=own, policy=policy)
     except PortproofError as error:
@@ -151,7 +153,7 @@ def _run(
         )
     found = replace(found, seconds=round(time.perf_counter() - started, 3))
     if progress:
-        progress(found)
+        progress(found, report)
     return found
 
 
