@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from portproof.compare import checks
+from portproof.compare import checks, numeric
 from portproof.compare.checks import FAIL, PASS, UNKNOWN, Check
 from portproof.compare.divergence import Divergence, first_divergence
 from portproof.compare.facts import Facts, Measurement, provable
@@ -78,18 +78,18 @@ def judge(facts: Facts, policy: Policy | None = None) -> Verdict:
     if not proof:
         answers.append(checks.no_float64(facts))
     answers += checks.unavailable(facts)
-    answers += checks.gradient_counts(facts, policy)
+    answers += numeric.gradient_counts(facts, policy)
     for group, phase, name, title in _FUNCTION if proof else ():
         if found := by_group.get((phase, group)):
-            answers.append(checks.function(found, name, title, limits, facts))
+            answers.append(numeric.function(found, name, title, limits, facts))
     for group, phase, name, title in _PRECISION if proof else ():
         if found := [each for each in by_group.get((phase, group), ()) if None not in (each.error_a, each.error_b)]:
-            answers.append(checks.precision(found, name, title, limits))
+            answers.append(numeric.precision(found, name, title, limits))
     if not proof:
-        answers += checks.fallback(by_group, limits)
-        if before := checks.before_the_cast(facts):
+        answers += numeric.fallback(by_group, limits)
+        if before := numeric.before_the_cast(facts):
             title = "every layer's output before the first cast, eval mode, float64"
-            answers.append(checks.function(before, "function-layers", title, limits, facts))
+            answers.append(numeric.function(before, "function-layers", title, limits, facts))
         answers.append(checks.not_judged([title for _, _, _, title in (*_FUNCTION, *_PRECISION)]))
 
     def differs(each: Measurement) -> bool:
