@@ -1,10 +1,11 @@
-"""Sessions: smoke, parity, tests, lint, types, bench with the Python that runs nox; smoke-3.11 ... parity-3.13 by cell.
+"""Sessions: smoke, parity, tests, lint, types, bench with the Python that runs nox; smoke-3.11 ... honest-3.13 by cell.
 
     nox -s smoke                          the smoke test, with this Python
     nox -s tests -- -k verdict            pytest, with arguments
     nox -s parity-3.12                    parity with every TensorFlow of Python 3.12
     nox -s "parity-3.12(tf='2.19.1')"     parity in one cell; the cells stand in src/portproof/cells.toml
     nox -t parity                         parity in all cells
+    nox -s "honest-3.12(tf='2.21.0')" -- --runs 350 --json FILE     false alarms? equal models under many conditions
 
 torch comes from PyTorch's CPU index. PORTPROOF_TORCH_INDEX names another one; empty, it means the default index alone.
 A Python that is missing is skipped, or an error where CI is set; --download-python auto fetches it instead.
@@ -160,7 +161,7 @@ def matrix_session(task: str, python: str) -> None:
     run.__doc__ = f"portproof {task} on Python {python}."
 
 
-for _task in ("smoke", "parity"):
+for _task in ("smoke", "parity", "honest"):
     for _python in PYTHONS:
         matrix_session(_task, _python)
 

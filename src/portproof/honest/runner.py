@@ -2,75 +2,26 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from portproof.check import Settings, check
 from portproof.errors import PortproofError
 from portproof.honest.conditions import Conditions, draw_conditions, other_sizes
+from portproof.honest.result import REFUSED, HonestResult, Nearest, Run
 from portproof.plan import FORWARD
 from portproof.processes import Servers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from portproof.compare.policy import Policy
     from portproof.mirror import Mirror
     from portproof.report import Report
 
 _PER_WORKER = 60  # runs until the workers are started anew: what frameworks leave behind must not add up
-
-
-@dataclass(frozen=True, slots=True)
-class Nearest:
-    """What a check measured for the tensor that came closest to its limit."""
-
-    measured: float
-    allowed: float
-    where: str
-
-    @property
-    def share(self) -> float:
-        """Of the limit: above 1 it is exceeded."""
-        return self.measured / self.allowed
-
-
-@dataclass(frozen=True)
-class Run:
-    """One honest run. ``outcome`` is the verdict's, or ``refused`` where a side raised; ``why`` says it in words."""
-
-    conditions: Conditions
-    outcome: str
-    why: str
-    failed: tuple[str, ...]
-    checks: Mapping[str, Nearest]
-    seconds: float
-
-
-@dataclass(frozen=True)
-class HonestResult:
-    """All runs of one environment, and the environments of both sides."""
-
-    mirror: str
-    seed: int
-    runs: tuple[Run, ...]
-    environment: dict[str, Any] = field(default_factory=dict)
-
-    def of(self, outcome: str) -> tuple[Run, ...]:
-        """The runs that ended so."""
-        return tuple(run for run in self.runs if run.outcome == outcome)
-
-    @property
-    def alarms(self) -> tuple[Run, ...]:
-        """Runs of equal models that were called different."""
-        return self.of("differs")
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
 
 
 def run(
@@ -88,20 +39,31 @@ def run(
     Raises:
         PortproofError: the mirror cannot be run at all.
     """
-    settings = settings or Settings()
+    settings, started = settings or Settings(), time.perf_counter()
     sizes = accepted_sizes(mirror, settings)
     drawn = draw_conditions(mirror, runs, seed, sizes)
     environment: dict[str, Any] = {}
 
+    stop = threading.Event()
+
     def work(chunk: Sequence[Conditions]) -> list[Run]:
+        found = []
         with Servers() as servers:
-            return [
-                _run(mirror, each, replace(settings, servers=servers), policy, environment, progress) for each in chunk
-            ]
+            for each in chunk:
+                if stop.is_set():
+                    break
+                found.append(_run(mirror, each, replace(settings, servers=servers), policy, environment, progress))
+        return found
 
     with ThreadPoolExecutor(jobs) as pool:
-        done = [each for found in pool.map(work, _chunks(drawn)) for each in found]
-    return HonestResult(mirror.name, seed, tuple(sorted(done, key=lambda each: each.conditions.index)), environment)
+        try:
+            done = [each for found in pool.map(work, _chunks(drawn)) for each in found]
+        except BaseException:
+            stop.set()  # an interrupt, or a defect of portproof: no use in going on
+            raise
+    done.sort(key=lambda each: int(each.conditions["index"]))
+    seconds = round(time.perf_counter() - started, 1)
+    return HonestResult(mirror.name, seed, tuple(sizes), environment, tuple(done), seconds)
 
 
 def accepted_sizes(mirror: Mirror, settings: Settings) -> list[tuple[tuple[int, ...], ...]]:
@@ -135,14 +97,14 @@ def _run(
     try:
         report = check(conditions.of(mirror), phases=conditions.phases, settings=own, policy=policy)
     except PortproofError as error:
-        found = Run(conditions, "refused", str(error), (), {}, 0.0)
+        found = Run(conditions.to_json(), REFUSED, str(error), (), {}, 0.0)
     else:
         environment.update({name: side["environment"] for name, side in report.facts.sides.items()})
         checks = report.verdict.checks
         found = Run(
-            conditions,
+            conditions.to_json(),
             report.verdict.outcome,
-            report.verdict.summary,
+            "" if report.same else report.verdict.summary,
             tuple(each.name for each in checks if each.status in ("fail", "unknown")),
             {
                 each.name: Nearest(each.measured, each.allowed, each.where)
