@@ -1,4 +1,4 @@
-"""Sessions: smoke, parity, tests, lint, types, bench with the Python that runs nox; smoke-3.11 ... parity-3.13 by cell.
+"""Sessions: smoke, parity, tests, lint, types, bench with the Python that runs nox; smoke-3.11 ... honest-3.13 by cell.
 
     nox -s smoke                          the smoke test, with this Python
     nox -s tests -- -k verdict            pytest, with arguments
@@ -6,6 +6,7 @@
     nox -s "parity-3.12(tf='2.19.1')"     one cell; the cells stand in src/portproof/cells.toml
     nox -t parity                         all cells, one after the other
     nox -s matrix                         what is missing or stale of all cells, several at a time; then the matrix
+    nox -s "honest-3.12(tf='2.21.0')" -- --runs 350 --json FILE     false alarms? equal models under many conditions
 
 torch comes from PyTorch's CPU index. PORTPROOF_TORCH_INDEX names another one; empty, it means the default index alone.
 A Python that is missing is skipped, or an error where CI is set; --download-python auto fetches it instead.
@@ -185,6 +186,7 @@ def matrix_session(task: str, python: str, *command: str) -> None:
 
 for _python in PYTHONS:
     matrix_session("smoke", _python, "smoke")
+    matrix_session("honest", _python, "honest")
     matrix_session("parity", _python, "cell")  # smoke and parity, kept in reports/<cell>
 
 

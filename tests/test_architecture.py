@@ -53,7 +53,8 @@ MAY_IMPORT = {
     "edits": set(),
     "rearrange": set(),
     "diagnosis": {"cpu"},
-    "mirror": {"errors"},
+    "mirror": {"errors", "values"},
+    "values": {"errors"},
     "trace": {"errors", "files"},
     "alignment": {"errors", "trace"},
     "defects": {"defects", "edits", "errors", "trace"},
@@ -73,6 +74,7 @@ MAY_IMPORT = {
         "rearrange",
         "trace",
         "transfer",
+        "values",
     },
 }
 # For the areas above the table: what must not look up, or sideways.

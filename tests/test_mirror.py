@@ -56,7 +56,7 @@ def test_the_default_name_is_used_where_none_is_given() -> None:
              "2<5", "2,3;4", "2,3:int64:bool"],
 )  # fmt: skip
 def test_text_of_another_form_is_refused_with_the_form(text: str) -> None:
-    with pytest.raises(MirrorError, match=r"is not \[NAME=\]SHAPE\[:DTYPE\[<HIGH\]\], for example 2,100,40"):
+    with pytest.raises(MirrorError, match=r"is not \[NAME=\]SHAPE\[:DTYPE\[<HIGH\]\]\[~VALUES\], for example 2,100,40"):
         InputSpec.parse(text)
 
 

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from portproof.edits import Edit
 from portproof.errors import InputError, TraceError
 from portproof.mirror import Mirror
 from portproof.plan import PARITY, Phase
+from portproof.values import Start
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +41,7 @@ class Settings:
     executables by side. ``traces``: a folder to keep both traces in. ``samples``: real examples instead of the
     mirror's own. ``lanes``: processes that the TensorFlow side's phases are dealt to. ``edits``: changes of the port in
     memory. ``servers``: processes that stay, for many checks of one mirror (then ``lanes`` is 1). ``logs``: a folder
-    for the workers' logs, which has to outlast the servers.
+    for the workers' logs, which has to outlast the servers. ``start``: what shared weights start from.
     """
 
     weights: str | Path = "shared"
@@ -54,6 +55,7 @@ class Settings:
     edits: tuple[Edit, ...] = ()
     servers: Servers | None = None
     logs: Path | None = None
+    start: Start = field(default_factory=Start)
 
 
 def check(
@@ -172,7 +174,7 @@ def _write_job(
         trace=trace,
         weights=role,
         checkpoint=Path(settings.weights).resolve() if file else None,
-        excite=settings.weights == "shared",
+        start=settings.start if settings.weights == "shared" else Start(excite=False),
         seed=settings.seed,
         threads=settings.threads,
         lanes=min(settings.lanes, os.cpu_count() or 1) if side == "tensorflow" and not settings.servers else 1,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from portproof.errors import MirrorError
+from portproof.values import NORMAL, check_values
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,15 +24,19 @@ if TYPE_CHECKING:
 GROUP = "portproof.mirrors"
 DTYPES = ("float32", "int32", "int64", "bool")
 LAYOUTS = ("auto", "same")
-_INPUT = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:,\d+)*),?(?::(?P<dtype>\w+)(?:<(?P<high>\d+))?)?")
+_INPUT = re.compile(
+    r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:,\d+)*),?"
+    r"(?::(?P<dtype>\w+)(?:<(?P<high>\d+))?)?(?:~(?P<values>.+))?"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
     """One input: ``shape`` with the batch first, in canonical layout (images as NCHW). Integers lie in [0, ``high``).
 
-    ``float32`` inputs are standard normal, and the float64 run gets the very same numbers. With ``layout="auto"`` an
-    input of four or five dimensions reaches TensorFlow with its channels last; with ``"same"`` it is left as it is.
+    ``float32`` inputs are filled with ``values`` (values.py: ``normal``, ``padded``, ``normal*1e4``, ...), and the
+    float64 run gets the very same numbers. With ``layout="auto"`` an input of four or five dimensions reaches
+    TensorFlow with its channels last; with ``"same"`` it is left as it is.
     """
 
     name: str
@@ -39,8 +44,10 @@ class InputSpec:
     dtype: str = "float32"
     high: int = 2
     layout: str = "auto"
+    values: str = NORMAL
 
     def __post_init__(self) -> None:
+        check_values(self.values)
         if self.dtype not in DTYPES:
             raise MirrorError(f"Input {self.name!r}: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}.")
         if not self.shape or min(self.shape) < 1:
@@ -52,14 +59,16 @@ class InputSpec:
 
     @classmethod
     def parse(cls, text: str, *, default_name: str = "x", layout: str = "auto") -> InputSpec:
-        """Read ``[NAME=]SHAPE[:DTYPE[<HIGH]]``, for example ``2,100,40`` or ``ids=2,16:int64<1000``."""
+        """Read ``[NAME=]SHAPE[:DTYPE[<HIGH]][~VALUES]``: ``2,100,40``, ``ids=2,16:int64<1000``, ``2,100,40~padded``."""
         match = _INPUT.fullmatch(text.replace(" ", ""))
         if not match:
             raise MirrorError(
-                f"--input {text!r} is not [NAME=]SHAPE[:DTYPE[<HIGH]], for example 2,100,40 or ids=2,16:'int64<1000'."
+                f"--input {text!r} is not [NAME=]SHAPE[:DTYPE[<HIGH]][~VALUES], for example 2,100,40 or "
+                "ids=2,16:'int64<1000' or 2,100,40~padded."
             )
         shape = tuple(int(size) for size in match["shape"].split(","))
-        return cls(match["name"] or default_name, shape, match["dtype"] or "float32", int(match["high"] or 2), layout)
+        dtype, values = match["dtype"] or "float32", match["values"] or NORMAL
+        return cls(match["name"] or default_name, shape, dtype, int(match["high"] or 2), layout, values)
 
 
 @dataclass(frozen=True)

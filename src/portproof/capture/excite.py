@@ -17,11 +17,30 @@ from typing import Any
 import numpy as np
 import torch
 
+from portproof.values import Start, draw
+
 # 0.5 at the end of a residual branch (where the affine weight starts at zero) keeps the variance from doubling with
 # every block.
 _RESIDUAL_SCALE = 0.5
 _SPREAD = 0.2
+_NARROWEST = 0.1  # standard deviation of a channel in front of a BatchNorm, of its root mean square
+_LEAST_CENTRED = 2.0**-10  # of an output's size, what has to be left of it when it is centred: ten bits may cancel
 _NORMS = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.LayerNorm, torch.nn.GroupNorm)
+
+
+def start_from(model: torch.nn.Module, start: Start, seed: int) -> None:
+    """Redraw and scale the kernels of ``model`` in place, as ``start`` says; a kernel has two dimensions or more."""
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2 or not parameter.is_floating_point():
+            continue
+        with torch.no_grad():
+            if start.kernels:
+                drawn = torch.from_numpy(draw(start.kernels, _rng(seed, name), tuple(parameter.shape)))
+                centred = drawn - drawn.mean()
+                size = centred.std(correction=0)
+                spread = parameter.std(correction=0) / size if size > 0 else 0.0
+                parameter.copy_(parameter.mean() + centred * spread)
+            parameter.mul_(start.gain)
 
 
 def excite(model: torch.nn.Module, run: Callable[[], Any], seed: int) -> None:
@@ -68,6 +87,7 @@ def excite(model: torch.nn.Module, run: Callable[[], Any], seed: int) -> None:
                     # A model that yields NaN shall do so on its own, and not by weights that hand it to the other side.
                     norm.running_mean.copy_(mean)
                     norm.running_var.copy_(variance)
+                _widen(norm)
                 _move_statistics(norm, _rng(seed, name))
         model.eval()
         last.clear()
@@ -75,9 +95,9 @@ def excite(model: torch.nn.Module, run: Callable[[], Any], seed: int) -> None:
         for module, produced in last:
             if produced is output and module.bias is not None:
                 rows = produced.reshape(-1, produced.shape[-1])
-                # A single row would be centred to rounding noise.
-                centre = rows.mean(0) if len(rows) > 1 else torch.zeros_like(rows[0])
-                module.bias -= torch.where(centre.isfinite(), centre, 0.0)
+                centre, spread = rows.mean(0), rows.std(0, correction=0)
+                # A single row, or rows that are all but equal, would be centred to rounding noise.
+                module.bias -= torch.where(centre.isfinite() & (spread > _LEAST_CENTRED * centre.abs()), centre, 0.0)
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.is_floating_point():
                 tensor.copy_(tensor.float().to(tensor.dtype))
@@ -92,6 +112,13 @@ def _excited(constant: float, noise: torch.Tensor) -> torch.Tensor:
     if constant == 0.0:  # a bias
         return _SPREAD * noise
     return constant * torch.exp(_SPREAD * noise)  # the affine weight of a normalisation, or a scale
+
+
+def _widen(norm: Any) -> None:
+    """Let no channel be narrower than a tenth of its size: dividing by less amplifies its rounding, layer by layer."""
+    square = norm.running_mean.square() + norm.running_var
+    floor = torch.where(square > 0, _NARROWEST**2 * square, 1.0)  # a channel that is zero keeps what a new one has
+    norm.running_var.copy_(torch.maximum(norm.running_var, floor))
 
 
 def _move_statistics(norm: Any, rng: np.random.Generator) -> None:

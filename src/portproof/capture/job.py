@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from portproof.mirror import InputSpec, Mirror
 from portproof.plan import Phase
 from portproof.trace import ParameterRecord
 from portproof.transfer import fit_shape
+from portproof.values import Start, draw
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,7 +41,7 @@ class Job:
     """One worker's order. ``weights``: ``give`` (this side is the source), ``take``, or ``own`` (keep what it has).
 
     The phases are dealt to ``lanes`` processes, where the framework can be forked after its import. ``edits`` are in
-    force in every phase.
+    force in every phase. ``start``: what weights that are given start from.
     """
 
     side: str
@@ -52,7 +53,7 @@ class Job:
     trace: Path
     weights: str = "give"
     checkpoint: Path | None = None
-    excite: bool = True
+    start: Start = field(default_factory=Start)
     seed: int = 0
     threads: int = 1
     lanes: int = 1
@@ -70,6 +71,7 @@ class Job:
         body["inputs"] = tuple(InputSpec(**{**row, "shape": tuple(row["shape"])}) for row in body["inputs"])
         body["phases"] = tuple(Phase(**row) for row in body["phases"])
         body["edits"] = tuple(Edit.from_json(row) for row in body["edits"])
+        body["start"] = Start(**body["start"])
         for key in ("exchange", "trace", "checkpoint"):
             body[key] = Path(body[key]) if body[key] else None
         return cls(**body)
@@ -175,7 +177,7 @@ def make_inputs(
             rng = np.random.default_rng([seed, index, position])
             shape = (batch, *spec.shape[1:])
             if spec.dtype == "float32":
-                arrays[f"{case}/{spec.name}"] = rng.standard_normal(shape, dtype=np.float32)
+                arrays[f"{case}/{spec.name}"] = draw(spec.values, rng, shape)
             elif spec.dtype == "bool":
                 arrays[f"{case}/{spec.name}"] = rng.integers(0, 2, shape).astype(np.bool_)
             else:

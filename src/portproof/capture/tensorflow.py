@@ -73,6 +73,10 @@ class Side:
         if self.job.weights == "take":
             self.weights = Weights.read(self.job.wait_for("weights", "the weights of the other side"))
             self._place(model)
+            precision = next(iter(self.models))
+            if self.own and self._kept and self._kept[self._key(precision)][2] != self.job.seed:
+                model = self.models[precision] = self._new_model(precision)
+                self._place(model)
         else:
             # As float32 numbers, so that both precisions hold the very same weights.
             values = {
@@ -180,11 +184,12 @@ class Side:
         with self.exact.unlogged():
             model = self._built(precision)
         if self._kept is not None:
-            self._kept[self._key(precision)] = model, {each.record.name: each.read() for each in model.variables}
+            values = {each.record.name: each.read() for each in model.variables}
+            self._kept[self._key(precision)] = model, values, self.job.seed
         return model
 
     def _kept_model(self, precision: str) -> KerasModel | None:
-        model, values = (self._kept or {}).get(self._key(precision), (None, {}))
+        model, values, _ = (self._kept or {}).get(self._key(precision), (None, {}, 0))
         if model:
             model.give(self.inputs)
             model.write(values)
@@ -192,7 +197,9 @@ class Side:
 
     def _key(self, precision: str) -> Any:
         shapes = tuple((name, array.shape[1:]) for name, array in self.inputs[MAIN].items())
-        return self.job.factory, self.job.seed, precision, shapes
+        # What the seed drew is overwritten by weights that are taken; `_place` sees to what they leave.
+        seed = None if self.job.weights == "take" else self.job.seed
+        return self.job.factory, seed, precision, shapes
 
     def _built(self, precision: str) -> KerasModel:
         tf.keras.backend.clear_session()  # so that the second model's layers get the same names as the first one's

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from portproof.capture import kinds
 from portproof.capture.exact_torch import make_exact
-from portproof.capture.excite import excite
+from portproof.capture.excite import excite, start_from
 from portproof.capture.job import MAIN, Job, Weights, other_cases, place
 from portproof.capture.loading import call_factory, describe, dropout_note, load_factory, note_lowered, takes_by_name
 from portproof.capture.recorder import Recorder, flatten
@@ -61,12 +61,13 @@ class Side:
         self.order = self._execution_order()
         if self.job.checkpoint:
             load_torch(self.model, self.job.checkpoint)
+        start_from(self.model, self.job.start, self.job.seed)
         initial = weights_torch.read(self.model)
         if self.job.weights == "take":
             self.weights = Weights.read(self.job.wait_for("weights", "the weights of the other side"))
             self.source, self.own = place(self.weights, self.parameters(), initial)
         else:
-            if self.job.excite:
+            if self.job.start.excite:
                 excite(self.model, self._call_main, self.job.seed)
             self.weights = Weights(tuple(self.parameters()), initial, weights_torch.read(self.model))
             if self.job.weights == "give":

@@ -25,6 +25,8 @@ _TWIN = {"float64.eval": "float32.eval", "float64.train": "float32.train", "floa
 
 
 _LEAST_SHARE = 1e-4  # of the largest gradient in the model, per value
+# Per value: below 2^-126 float32 loses digits, and some kernels take zero instead. Related to this it is one ulp.
+_NORMAL = 2.0**-102
 _SAMPLES = "float32.forward/batch/samples:0"
 _FEW = 16  # outputs that still fit beside each other
 
@@ -66,6 +68,7 @@ def compare(a: Trace, b: Trace) -> Facts:
         causes=tuple(likely_causes(pairs, comparison.measurements, comparison.calls)),
         samples=_samples(pairs),
         alone={"a": _alone(a, b), "b": _alone(b, a)},
+        repeats=max((_repeats(a, phase) for phase in phases), default=0.0),
     )
 
 
@@ -188,7 +191,14 @@ class _Comparison:
         norm means nothing. After optimizer steps the scale is that of the update, or a hundredth of the value.
         """
         if what == "buffer":
-            return {}
+            # The mean of a channel is as exact as the channel is wide: in front of a BatchNorm that follows another
+            # it is zero, analytically.
+            spreads = {name: name.removesuffix("mean") + "var" for name in names if name.endswith("running_mean")}
+            return {
+                name: float(np.linalg.norm(np.sqrt(np.abs(self.a.tensor(f"{phase}/buffer/{spread}")))))
+                for name, spread in spreads.items()
+                if f"{phase}/buffer/{spread}" in self.a
+            }
         rms: dict[str, float] = {}
         own: dict[str, float] = {}
         for name in names:
@@ -254,7 +264,8 @@ class _Comparison:
             single, double = phase, next((d for d, s in _TWIN.items() if s == phase and self._fallback), "")
         if f"{single}/{key}" not in trace or f"{double}/{key}" not in trace:
             return None
-        return relative_error(trace.tensor(f"{single}/{key}"), trace.tensor(f"{double}/{key}"), least_scale)
+        value, exact = trace.tensor(f"{single}/{key}"), trace.tensor(f"{double}/{key}")
+        return relative_error(value, exact, max(least_scale, _NORMAL * math.sqrt(exact.size)))
 
     def _without_variance_rule(
         self, phase: str, key_a: str, key_b: str, x: NDArray[Any], y: NDArray[Any], note: str
@@ -313,6 +324,30 @@ def _samples(pairs: Pairs) -> dict[str, list[list[float]]]:
     if x.shape != y.shape or x.ndim != 2 or x.shape[1] > _FEW:
         return {}
     return {"a": x.astype(float).tolist(), "b": y.astype(float).tolist()}
+
+
+def _repeats(trace: Trace, phase: str) -> float:
+    """How many equal values a sum over a layer's positions may meet: equal inputs make equal values in every layer.
+
+    It is the share of the commonest value in a batch entry times the positions of the largest output.
+    """
+    share = 0.0
+    for _, value in trace.items(phase, "source"):
+        if value.dtype.kind == "f" and value.size:
+            rows = np.sort(value.reshape(len(value), -1), axis=1)
+            share = max(share, *(_longest_run(row) / row.size for row in rows))
+    positions = (
+        math.prod((info.shape[0], *info.shape[2:]))
+        for call in trace.manifest.calls.get(phase, ())
+        for key in call.outputs
+        if (info := trace.manifest.tensors.get(f"{phase}/{key}")) and info.shape
+    )
+    return share * max(positions, default=0)
+
+
+def _longest_run(ordered: NDArray[Any]) -> int:
+    edges = np.flatnonzero(np.diff(ordered) != 0)
+    return int(np.diff(np.concatenate(([-1], edges, [ordered.size - 1]))).max())
 
 
 def _side(trace: Trace) -> dict[str, Any]:

@@ -121,7 +121,8 @@ class Facts:
     """The whole comparison of two traces; `to_json` and `from_json` are exact inverses.
 
     ``alone`` names phases and model outputs that only one side has. ``samples`` holds each side's float32 output for
-    the real examples, one row each, where outputs are short.
+    the real examples, one row each, where outputs are short. ``repeats``: how many equal values a sum over a layer's
+    positions may meet.
     """
 
     sides: dict[str, dict[str, Any]]
@@ -137,6 +138,7 @@ class Facts:
     causes: tuple[Cause, ...] = field(default=())
     samples: dict[str, list[list[float]]] = field(default_factory=dict)
     alone: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"a": (), "b": ()})
+    repeats: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # ULP quantiles of larger tensors are taken from every k-th value: they describe a distribution, and judge nothing.
 _ULP_SAMPLE = 2**12
 _SMALL_UNIT = 2.0**-64  # the norm of fewer than 2^128 values of any size is finite in it
+_LEAST_NORM, _LARGE_UNIT = 2.0**-960, 2.0**600  # below it, a norm is about to lose digits, and has them in that unit
 
 
 def distance(a: NDArray[Any], b: NDArray[Any], *, least_scale: float = 0.0, ulp: bool = False) -> Distance:
@@ -48,8 +49,10 @@ def distance(a: NDArray[Any], b: NDArray[Any], *, least_scale: float = 0.0, ulp:
     where = tuple(int(i) for i in np.unravel_index(worst, a.shape)) if difference.size and a.shape else ()
     norm_a, norm_b, norm_d = norm(x), norm(y), norm(difference)
     scale = max(norm_a, norm_b, least_scale)
-    if not math.isfinite(norm_a + norm_b + norm_d):  # such as masks of -1.8e308: a ratio does not depend on the unit
-        x, y, least_scale = x * _SMALL_UNIT, y * _SMALL_UNIT, least_scale * _SMALL_UNIT
+    # Masks of -1.8e308, or denormal numbers: a ratio does not depend on the unit.
+    unit = _unit(max(norm_a, norm_b, norm_d, least_scale))
+    if unit != 1.0:
+        x, y, least_scale = x * unit, y * unit, least_scale * unit
         norm_a, norm_b, norm_d = norm(x), norm(y), norm(x - y)
     related = max(norm_a, norm_b, least_scale)
     relative = norm_d / related if related > 0 else (0.0 if norm_d == 0 else math.inf)
@@ -81,7 +84,15 @@ def relative_error(value: NDArray[Any], exact: NDArray[Any], least_scale: float 
     error, scale = norm(difference), max(norm(exact), least_scale)
     if not math.isfinite(error) or not math.isfinite(scale):
         return math.inf
+    if 0.0 < max(error, scale) < _LEAST_NORM:
+        error, scale = norm(difference * _LARGE_UNIT), max(norm(exact * _LARGE_UNIT), least_scale * _LARGE_UNIT)
     return error / scale if scale > 0 else (0.0 if error == 0 else math.inf)
+
+
+def _unit(size: float) -> float:
+    if not math.isfinite(size):
+        return _SMALL_UNIT
+    return _LARGE_UNIT if 0.0 < size < _LEAST_NORM else 1.0
 
 
 def norm(x: NDArray[Any]) -> float:
@@ -130,9 +141,9 @@ def _bits(x: NDArray[Any]) -> NDArray[Any]:
 
 
 def _ulp_quantiles(a: NDArray[Any], b: NDArray[Any]) -> tuple[float, float, float]:
-    dtype = min(a.dtype, b.dtype, key=lambda each: each.itemsize)
-    if dtype.kind != "f":
+    if a.dtype.kind != "f" or b.dtype.kind != "f":
         return (0.0, 0.0, 0.0)
+    dtype = min(a.dtype, b.dtype, key=lambda each: each.itemsize)
     step = max(a.size // _ULP_SAMPLE, 1)
     with np.errstate(over="ignore"):
         pair = [np.ascontiguousarray(each.reshape(-1)[::step], dtype=dtype) for each in (a, b)]

@@ -4,19 +4,25 @@ Limits are not guessed. In float64 two equal functions differ by rounding alone,
 generous for a whole network, and a BatchNorm eps of 1.001e-5 instead of 1e-5 stands five orders of magnitude above it.
 A network that amplifies rounding shows by how much in its own float32 run, and the limit follows. In float32 each side
 is held against its own float64 run: two honest implementations err by the same order, TF32 or bfloat16 do not.
+
+One thing is bounded, not measured: the order of a sum. Frameworks add up one after the other or pairwise. Where values
+vary that is a matter of a few units in the last place; over n equal values (padding, constant inputs) it is n of them.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from statistics import median_low
 from typing import Any
 
 from portproof.compare.facts import Facts, Measurement
 from portproof.errors import InputError
 
 _FLOAT32_TO_FLOAT64 = 2.0**-29  # the ratio of the two precisions' units in the last place
-_FLOAT32_ULP = 2.0**-24
+_FLOAT32_ULP, _FLOAT64_ULP = 2.0**-24, 2.0**-53
+_NO_DIGITS = 0.1  # a float32 error above this is no measure of anything: it cannot grow much further
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,45 +60,90 @@ class Policy:
         return cls(**{name: float(value) for name, value in values.items()})
 
 
-def limit64(measurement: Measurement, policy: Policy, overall: float = 0.0) -> float:
-    """What two values of one function may differ by in float64, for this tensor.
+@dataclass(frozen=True)
+class Limits:
+    """The limits of one comparison: a policy, and what the original's own rounding shows there.
 
-    ``overall`` is the largest float32 error of the reference's training gradients; it stands in for tensors that have
-    no float32 run of their own, such as the state after optimizer steps.
+    ``typical``: the median float32 error by phase and group; one tensor's own may be small by luck, above all where few
+    values count. ``overall``: the largest float32 error of the training gradients; it stands in for what has no
+    float32 run of its own, such as the state after optimizer steps. ``repeats``: how many equal values one sum may
+    meet.
     """
-    error = measurement.error_a
-    if error is None or not math.isfinite(error):
-        error = overall
-    times = policy.steps if measurement.phase in ("float64.sgd", "float64.adamw") else 1.0
-    return times * function_limit(error, policy)
 
+    policy: Policy
+    typical: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    overall: float = 0.0
+    repeats: float = 0.0
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
-def function_limit(error: float, policy: Policy) -> float:
-    """What a tensor may differ by in float64 whose reference has this float32 error."""
-    return max(policy.float64, min(policy.conditioning * error * _FLOAT32_TO_FLOAT64, policy.float64_most))
+    @classmethod
+    def of(cls, facts: Facts, policy: Policy) -> Limits:
+        """The limits for these facts."""
+        errors: dict[tuple[str, str], list[float]] = {}
+        sizes: dict[str, int] = {}
+        for each in facts.measurements:
+            if each.error_a and math.isfinite(each.error_a):  # zeros have no error, and are no measure of any
+                errors.setdefault((each.phase, each.group), []).append(each.error_a)
+            if each.group == "outputs":
+                sizes[each.layer] = max(sizes.get(each.layer, 0), math.prod(each.distance.shape_a))
+        typical = {key: median_low(found) for key, found in errors.items()}
+        return cls(
+            policy, typical, max(errors.get(("float64.train", "gradients"), ()), default=0.0), facts.repeats, sizes
+        )
 
+    def function(self, measurement: Measurement) -> float:
+        """What two values of one function may differ by in float64, for this tensor."""
+        share = min(self._share(measurement), self.policy.float64_most)
+        return self._times(measurement) * max(self.policy.float64, share, self._equal_terms(measurement) * _FLOAT64_ULP)
 
-def precision_limit(measurement: Measurement, policy: Policy) -> float:
-    """What the port's float32 error may be: a multiple of the original's, or a few units in the last place."""
-    return error_limit(measurement.error_a or 0.0, policy)
+    def beyond(self, measurement: Measurement) -> float:
+        """What rounding alone may make of this tensor: a difference above the limit, up to this, cannot be judged.
 
+        It is the limit itself unless the original amplifies rounding by more than ``float64_most`` allows for.
+        """
+        limit, share = self.function(measurement), self._share(measurement)
+        if share <= self.policy.float64_most:
+            return limit
+        return math.inf if self._error(measurement) > _NO_DIGITS else max(limit, self._times(measurement) * share)
 
-def error_limit(error: float, policy: Policy) -> float:
-    """What the port's float32 error may be where the original's is ``error``."""
-    return max(policy.precision * error, policy.precision_floor)
+    def precision(self, measurement: Measurement) -> float:
+        """What the port's float32 error may be: a multiple of the original's, or a few units in the last place."""
+        typical = self.typical.get((measurement.phase, measurement.group), 0.0)
+        error = max(measurement.error_a or 0.0, typical)
+        return max(
+            self.policy.precision * error, self.policy.precision_floor, self._equal_terms(measurement) * _FLOAT32_ULP
+        )
 
+    def gradients(self) -> float:
+        """What a float32 error may be of which nothing is known but what the training gradients err by."""
+        return max(self.policy.precision * self.overall, self.policy.precision_floor)
 
-def limit32(measurement: Measurement, policy: Policy) -> float:
-    """Without a float64 proof: what two float32 values may differ by, from the original's own measured rounding.
+    def is_open(self, measurement: Measurement) -> bool:
+        """Whether the original's own float32 error is so large that zeros in place of the port's value would pass."""
+        return self.precision(measurement) >= 1.0
 
-    Where that is not known either (the original has no float64 run), ``float32`` of the policy has to do.
-    """
-    return 2 * precision_limit(measurement, policy) if measurement.error_a is not None else policy.float32
+    def float32(self, measurement: Measurement) -> float:
+        """Without a float64 proof: what two float32 values may differ by, from the original's own measured rounding.
 
+        Where that is not known either (the original has no float64 run), ``float32`` of the policy has to do.
+        """
+        return 2 * self.precision(measurement) if measurement.error_a is not None else self.policy.float32
 
-def overall_error(facts: Facts) -> float:
-    """The largest float32 error of the original's training gradients."""
-    errors = (
-        each.error_a for each in facts.measurements if each.phase == "float64.train" and each.group == "gradients"
-    )
-    return max((error for error in errors if error is not None and math.isfinite(error)), default=0.0)
+    def _error(self, measurement: Measurement) -> float:
+        """The original's float32 error that counts for this tensor."""
+        error = measurement.error_a
+        if error is None or not math.isfinite(error):
+            return self.overall
+        return max(error, self.typical.get((measurement.phase, measurement.group), 0.0))
+
+    def _share(self, measurement: Measurement) -> float:
+        return self.policy.conditioning * self._error(measurement) * _FLOAT32_TO_FLOAT64
+
+    def _equal_terms(self, measurement: Measurement) -> float:
+        """How many equal values may have been added up, one after the other, for one value of this tensor."""
+        if measurement.group not in ("gradients", "parameters") or not measurement.distance.shape_a:
+            return self.repeats
+        return max(self.repeats, self.sizes.get(measurement.layer, 0) / max(measurement.distance.shape_a[0], 1))
+
+    def _times(self, measurement: Measurement) -> float:
+        return self.policy.steps if measurement.phase in ("float64.sgd", "float64.adamw") else 1.0

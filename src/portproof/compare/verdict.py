@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
-from portproof.compare import checks
+from portproof.compare import checks, numeric
 from portproof.compare.checks import FAIL, PASS, UNKNOWN, Check
 from portproof.compare.divergence import Divergence, first_divergence
 from portproof.compare.facts import Facts, Measurement, provable
-from portproof.compare.policy import Policy, limit32, limit64, overall_error, precision_limit
+from portproof.compare.policy import Limits, Policy
 
 SAME, DIFFERS, UNDECIDED = "same", "differs", "undecided"
 
@@ -64,7 +63,7 @@ def judge(facts: Facts, policy: Policy | None = None) -> Verdict:
     by_group: dict[tuple[str, str], list[Measurement]] = {}
     for measurement in facts.measurements:
         by_group.setdefault((measurement.phase, measurement.group), []).append(measurement)
-    limit = partial(limit64, policy=policy, overall=overall_error(facts))
+    limits = Limits.of(facts, policy)
     proof = provable(facts.coarse, facts.unavailable)
     answers = [
         checks.isolation(facts),
@@ -79,18 +78,18 @@ def judge(facts: Facts, policy: Policy | None = None) -> Verdict:
     if not proof:
         answers.append(checks.no_float64(facts))
     answers += checks.unavailable(facts)
-    answers += checks.gradient_counts(facts, policy)
+    answers += numeric.gradient_counts(facts, policy)
     for group, phase, name, title in _FUNCTION if proof else ():
         if found := by_group.get((phase, group)):
-            answers.append(checks.function(found, name, title, limit, facts))
+            answers.append(numeric.function(found, name, title, limits, facts))
     for group, phase, name, title in _PRECISION if proof else ():
         if found := [each for each in by_group.get((phase, group), ()) if None not in (each.error_a, each.error_b)]:
-            answers.append(checks.precision(found, name, title, policy))
+            answers.append(numeric.precision(found, name, title, limits))
     if not proof:
-        answers += checks.fallback(by_group, policy)
-        if before := checks.before_the_cast(facts):
+        answers += numeric.fallback(by_group, limits)
+        if before := numeric.before_the_cast(facts):
             title = "every layer's output before the first cast, eval mode, float64"
-            answers.append(checks.function(before, "function-layers", title, limit, facts))
+            answers.append(numeric.function(before, "function-layers", title, limits, facts))
         answers.append(checks.not_judged([title for _, _, _, title in (*_FUNCTION, *_PRECISION)]))
 
     divergence = first_divergence(facts, *questions(facts, policy))
@@ -99,14 +98,14 @@ def judge(facts: Facts, policy: Policy | None = None) -> Verdict:
 
 def questions(facts: Facts, policy: Policy) -> tuple[Callable[[Measurement], bool], Callable[[Measurement], bool]]:
     """Whether a measurement differs by more than its limit, and whether its float32 error is larger than it may be."""
-    limit = partial(limit64, policy=policy, overall=overall_error(facts))
+    limits = Limits.of(facts, policy)
     proof = provable(facts.coarse, facts.unavailable)
 
     def differs(each: Measurement) -> bool:
-        return not each.distance.relative <= (limit(each) if proof else limit32(each, policy))
+        return not each.distance.relative <= (limits.beyond(each) if proof else limits.float32(each))
 
     def imprecise(each: Measurement) -> bool:
-        return proof and each.error_b is not None and each.error_b > precision_limit(each, policy)
+        return proof and each.error_b is not None and each.error_b > limits.precision(each)
 
     return differs, imprecise
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from portproof.compare import compare
 from portproof.compare.facts import Facts, Measurement
-from portproof.compare.policy import Policy, limit64, overall_error, precision_limit
+from portproof.compare.policy import Limits, Policy
 from portproof.errors import InputError, TraceError
 from portproof.files import write_text
 from portproof.matrix.drift import beginnings, why_not_comparable
@@ -181,18 +181,18 @@ class _Limits:
     """What each measurement may drift by."""
 
     def __init__(self, facts: Facts, policy: Policy) -> None:
-        self._policy, self._overall = policy, overall_error(facts)
+        self._limits = Limits.of(facts, policy)
         self._exact = {(each.phase, each.group, each.name): each for each in facts.measurements}
 
     def __call__(self, each: Measurement) -> float:
         if each.phase.startswith("float64"):
-            return limit64(each, self._policy, self._overall)
+            return self._limits.function(each)
         phase = _TWIN.get(each.phase, "float64.train")
         twin = self._exact.get((phase, each.group, each.name))
         if twin is not None and twin.error_a is not None and math.isfinite(twin.error_a):
-            return precision_limit(twin, self._policy)
+            return self._limits.precision(twin)
         # Not stored in both precisions: what the gradients err by has to do.
-        return max(self._policy.precision * self._overall, self._policy.precision_floor)
+        return self._limits.gradients()
 
     def above(self, each: Measurement) -> bool:
         """Whether it drifted further than it may."""

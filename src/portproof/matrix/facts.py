@@ -60,13 +60,16 @@ class LayerErrors:
     """The port's error in every layer's output (eval mode), in order of execution; relative to the tensor's norm.
 
     ``float64``: port against original. ``original`` and ``port``: each side's float32 run against its own float64 run,
-    ``None`` where there is none. All four are equally long.
+    ``None`` where there is none. ``limit`` and ``precision``: what the first and the last of them may be. All are
+    equally long.
     """
 
     layers: tuple[str, ...] = ()
     float64: tuple[float, ...] = ()
     original: tuple[float | None, ...] = ()
     port: tuple[float | None, ...] = ()
+    limit: tuple[float, ...] = ()
+    precision: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from portproof.compare.policy import Policy
+from portproof.compare.policy import Limits, Policy
 from portproof.errors import InputError, PortproofError
 from portproof.files import write_text
 from portproof.matrix.cell import RECORD, SUITES, CellRecord
@@ -223,11 +223,14 @@ def _checks(reports: dict[str, Report]) -> Iterator[CellCheck]:
 
 def _errors(report: Report) -> LayerErrors:
     found = [m for m in report.facts.measurements if (m.phase, m.group) == ("float64.eval", "outputs")]
+    limits = Limits.of(report.facts, report.verdict.policy)
     return LayerErrors(
         layers=tuple(m.name for m in found),
         float64=tuple(m.distance.relative for m in found),
         original=tuple(m.error_a for m in found),
         port=tuple(m.error_b for m in found),
+        limit=tuple(limits.function(m) for m in found),
+        precision=tuple(None if m.error_a is None else limits.precision(m) for m in found),
     )
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from portproof.compare.policy import Policy, error_limit, function_limit
 from portproof.report.html_drift import largest_first
 from portproof.report.html_figures import ROUNDING, Cell
 from portproof.report.html_plot import Line, Plot, Series, draw, number
@@ -36,15 +35,14 @@ def equal_errors(matrix: Matrix) -> list[tuple[str, ...]]:
 
 def errors(matrix: Matrix, groups: Sequence[tuple[str, ...]], most: int) -> Iterator[Errors]:
     """The plots of every group of cells; a plot has at most ``most`` places."""
-    policy = Policy(**matrix.policy)
     for cells in groups:
         found = matrix.cell(cells[0]).errors
         kept = largest_first(len(found.layers), [found.float64, found.original, found.port], most)
         names = [found.layers[i] for i in kept]
         original, port = [found.original[i] for i in kept], [found.port[i] for i in kept]
         double = Series("port", "ring", [found.float64[i] for i in kept], [False] * len(kept))
-        limits: list[float | None] = [function_limit(each or 0.0, policy) for each in original]
-        known = [None if each is None else error_limit(each, policy) for each in original]
+        limits: list[float | None] = [found.limit[i] for i in kept]
+        known = [found.precision[i] for i in kept]
         own = (
             Series("original", "ring", original, [False] * len(kept)),
             Series("port", "dot", port, _above(port, known)),

@@ -8,10 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from portproof.compare.facts import Facts, Measurement, provable
-from portproof.compare.policy import limit32, limit64, overall_error, precision_limit
+from portproof.compare.policy import Limits
 from portproof.compare.verdict import Verdict
 from portproof.report.html_plot import Line, Plot, Series, draw, number
 from portproof.report.terminal import shape
@@ -225,11 +224,10 @@ class _Drawing:
     """Figures of one report."""
 
     def __init__(self, facts: Facts, verdict: Verdict, proof: bool) -> None:
-        self._facts, self._verdict, policy = facts, verdict, verdict.policy
-        self.limit: _Limit = (
-            partial(limit64, policy=policy, overall=overall_error(facts)) if proof else partial(limit32, policy=policy)
-        )
-        self._precision: _Limit = partial(precision_limit, policy=policy)
+        self._facts, self._verdict = facts, verdict
+        limits = Limits.of(facts, verdict.policy)
+        self.limit: _Limit = limits.function if proof else limits.float32
+        self._precision: _Limit = limits.precision
         self._kinds = {
             call.layer: dict.fromkeys([call.kind_a, call.kind_b]) for rows in facts.calls.values() for call in rows
         }
