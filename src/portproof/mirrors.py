@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from portproof.mirror import InputSpec, Mirror
@@ -36,5 +37,41 @@ repvit_kws = Mirror(
     audio=_audio_features,
     description="RepViT keyword spotter, log-mel (100, 40) to 2 logits",
 )
+
+repvit_kws_fused = replace(
+    repvit_kws,
+    name="repvit-kws-fused",
+    torch=f"{repvit_kws.torch}(fused=True)",
+    tensorflow=f"{repvit_kws.tensorflow}(fused=True)",
+    description="RepViT keyword spotter, re-parameterized",
+)
+
+
+def _images(variant: str) -> tuple[Mirror, Mirror, Mirror]:
+    """One network of the ImageNet family: with a plain head, with the distillation head, and re-parameterized."""
+    name = variant.replace("_", "-")
+    title = f"RepViT-{variant[7:].replace('_', '.').upper()}"
+
+    def mirror(form: str, argument: str, description: str) -> Mirror:
+        factories = (f"portproof.models.repvit.{side}_model:{variant}{argument}" for side in ("torch", "tensorflow"))
+        return Mirror(name + form, *factories, inputs=(_IMAGES,), description=f"{title}, {description}")
+
+    return (
+        mirror("", "", "images to 1000 logits"),
+        mirror("-distilled", "(distillation=True)", "with the distillation head: two logits in training"),
+        mirror("-fused", "(fused=True)", "re-parameterized"),
+    )
+
+
+# Small, for what a check finds does not depend on the size; not square and partly odd, so that a mistaken axis or
+# padding shows; four images, for with two every BatchNorm of the head would see nothing but ±1.
+_IMAGES = InputSpec("x", (4, 3, 64, 50))
+
+repvit_m0_6, repvit_m0_6_distilled, repvit_m0_6_fused = _images("repvit_m0_6")
+repvit_m0_9, repvit_m0_9_distilled, repvit_m0_9_fused = _images("repvit_m0_9")
+repvit_m1_0, repvit_m1_0_distilled, repvit_m1_0_fused = _images("repvit_m1_0")
+repvit_m1_1, repvit_m1_1_distilled, repvit_m1_1_fused = _images("repvit_m1_1")
+repvit_m1_5, repvit_m1_5_distilled, repvit_m1_5_fused = _images("repvit_m1_5")
+repvit_m2_3, repvit_m2_3_distilled, repvit_m2_3_fused = _images("repvit_m2_3")
 
 DEFAULT = repvit_kws.name

@@ -25,7 +25,7 @@ from portproof.files import atomic_path, write_text
 from portproof.mirror import InputSpec, Mirror
 from portproof.plan import Phase
 from portproof.trace import ParameterRecord
-from portproof.transfer import fit_shape
+from portproof.transfer import adopt, fit_shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -107,6 +107,7 @@ class Weights:
     records: tuple[ParameterRecord, ...]
     initial: dict[str, NDArray[Any]]
     excited: dict[str, NDArray[Any]]
+    computed: bool = False  # by the model that took them: see portproof.transfer
 
     def write(self, exchange: Path) -> None:
         """Put the weights into the exchange folder, complete."""
@@ -132,6 +133,12 @@ class Weights:
             which, _, name = key.partition("/")
             sets[which][name] = array
         return cls(records, sets["initial"], sets["excited"])
+
+
+def adopt_weights(model: Any, weights: Weights) -> Weights:
+    """``weights`` in the form that the model itself holds."""
+    initial, excited = (adopt(model, weights.records, values) for values in (weights.initial, weights.excited))
+    return Weights(tuple(excited.records), dict(initial.values), dict(excited.values), excited.computed)
 
 
 def place(

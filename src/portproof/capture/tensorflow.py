@@ -15,7 +15,7 @@ from portproof.alignment import pair_parameters
 from portproof.capture import kinds
 from portproof.capture.edits_tensorflow import Edited, edited
 from portproof.capture.exact import make_exact
-from portproof.capture.job import MAIN, Job, Weights, other_cases, place
+from portproof.capture.job import MAIN, Job, Weights, adopt_weights, other_cases, place
 from portproof.capture.keras_model import (
     ACTIVATION,
     KerasModel,
@@ -66,7 +66,8 @@ class Side:
         if self.job.checkpoint:
             load_tensorflow(model.keras, self.job.checkpoint)
         if self.job.weights == "take":
-            self.weights = Weights.read(self.job.wait_for("weights", "the weights of the other side"))
+            taken = Weights.read(self.job.wait_for("weights", "the weights of the other side"))
+            self.weights = adopt_weights(model.keras, taken)
             self._place(model)
         else:
             # As float32 numbers, so that both precisions hold the very same weights.

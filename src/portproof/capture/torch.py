@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from portproof.capture import kinds
 from portproof.capture.exact_torch import make_exact
 from portproof.capture.excite import excite
-from portproof.capture.job import MAIN, Job, Weights, other_cases, place
+from portproof.capture.job import MAIN, Job, Weights, adopt_weights, other_cases, place
 from portproof.capture.loading import call_factory, describe, dropout_note, load_factory, note_lowered, takes_by_name
 from portproof.capture.recorder import Recorder, flatten
 from portproof.errors import MirrorError, SetupError, WorkerError
@@ -63,7 +63,8 @@ class Side:
             load_torch(self.model, self.job.checkpoint)
         initial = weights_torch.read(self.model)
         if self.job.weights == "take":
-            self.weights = Weights.read(self.job.wait_for("weights", "the weights of the other side"))
+            taken = Weights.read(self.job.wait_for("weights", "the weights of the other side"))
+            self.weights = adopt_weights(self.model, taken)
             self.source, self.own = place(self.weights, self.parameters(), initial)
         else:
             if self.job.excite:

@@ -146,6 +146,10 @@ class Capture:
             calls[phase.name] = [asdict(call) for call in found.pop("calls", ())]
             facts[phase.name] = found
             seconds[phase.name] = time.perf_counter() - clock
+        if side.weights.computed:
+            side.notes.append(
+                "its weights were computed from the given ones, by adopt_weights: eval mode alone compares"
+            )
         notes = [*side.notes, *(f"evaluated exactly in float64: {name}" for name in side.replaced())]
         return {"calls": calls, "facts": facts, "notes": dict.fromkeys(notes), "seconds": seconds}
 
@@ -188,6 +192,7 @@ class Capture:
                     "phases": {name: found["facts"][name] for name in names},
                     "seed": job.seed,
                     "weights": job.weights,
+                    "computed_weights": side.weights.computed,
                     "factory": job.factory,
                 },
                 recorded={

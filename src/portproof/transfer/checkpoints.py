@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from portproof.errors import CheckpointError, TransferError
 from portproof.files import atomic_path
 from portproof.trace import ParameterRecord
-from portproof.transfer import fit_shape, raise_for
+from portproof.transfer import adopt, fit_shape, raise_for
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,6 +48,9 @@ def load_torch(model: Any, path: Path) -> None:
     from portproof.transfer import torch
 
     values = _read_safetensors(path) if path.suffix == ".safetensors" else torch.read_pickle(path)
+    if values and all(name.startswith("module.") for name in values):  # saved from DataParallel
+        values = {name.removeprefix("module."): value for name, value in values.items()}
+    values = dict(adopt(model, (), values).values)
     torch.write(model, _fit_state_dict(values, torch.records(model), path))
 
 
@@ -165,8 +168,6 @@ def _read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
 def _fit_state_dict(
     values: Mapping[str, NDArray[Any]], records: Sequence[ParameterRecord], path: Path
 ) -> dict[str, NDArray[Any]]:
-    if values and all(name.startswith("module.") for name in values):  # saved from DataParallel
-        values = {name.removeprefix("module."): value for name, value in values.items()}
     shapes = {record.name: record.shape for record in records}
     fitted = {name: fit_shape(value, shapes[name]) for name, value in values.items() if name in shapes}
     raise_for(
