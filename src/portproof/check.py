@@ -165,7 +165,7 @@ def _write_job(
         subject=mirror.name,
         factory=getattr(mirror, side),
         inputs=mirror.inputs,
-        phases=tuple(phases),
+        phases=tuple(phase for phase in phases if mirror.training or not phase.training),
         exchange=folder,
         trace=trace,
         weights=role,

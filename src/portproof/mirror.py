@@ -72,7 +72,8 @@ class Mirror:
     ``torch`` and ``tensorflow`` name functions, with or without arguments, that return a ``torch.nn.Module`` and a
     ``keras.Model``. ``batches`` are the batch sizes of the forward check, besides the inputs' own. ``samples`` gives
     real examples (name -> one example without batch dimension) for a mirror with a single input; ``audio`` turns a
-    mono waveform in [-1, 1] and its sample rate in Hz into one such example.
+    mono waveform in [-1, 1] and its sample rate in Hz into one such example. Without ``training``, for networks that
+    are not to be trained (re-parameterized ones), only eval mode is checked.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Mirror:
     samples: Callable[[], Mapping[str, NDArray[np.float32]]] | None = field(default=None, compare=False)
     audio: Callable[[NDArray[Any], int], NDArray[np.float32]] | None = field(default=None, compare=False)
     description: str = ""
+    training: bool = True
 
     def __post_init__(self) -> None:
         if not self.inputs:

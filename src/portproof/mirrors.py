@@ -44,6 +44,7 @@ repvit_kws_fused = replace(
     torch=f"{repvit_kws.torch}(fused=True)",
     tensorflow=f"{repvit_kws.tensorflow}(fused=True)",
     description="RepViT keyword spotter, re-parameterized",
+    training=False,
 )
 
 
@@ -54,7 +55,8 @@ def _images(variant: str) -> tuple[Mirror, Mirror, Mirror]:
 
     def mirror(form: str, argument: str, description: str) -> Mirror:
         factories = (f"portproof.models.repvit.{side}_model:{variant}{argument}" for side in ("torch", "tensorflow"))
-        return Mirror(name + form, *factories, inputs=(_IMAGES,), description=f"{title}, {description}")
+        text, training = f"{title}, {description}", form != "-fused"
+        return Mirror(name + form, *factories, inputs=(_IMAGES,), description=text, training=training)
 
     return (
         mirror("", "", "images to 1000 logits"),

@@ -27,6 +27,9 @@ class Check:
     details: tuple[str, ...] = ()
 
 
+_BACKWARD = ("gradients", "input-gradient", "parameters", "buffers")
+
+
 def function(
     found: Sequence[Measurement], name: str, title: str, limit: Callable[[Measurement], float], facts: Facts
 ) -> Check:
@@ -46,6 +49,10 @@ def function(
     ]
     if name == "batchnorm":
         details = [*_rules(facts), *details]
+    bad = [each for each in found if each.distance.bad_a and each.distance.bad_b]
+    if bad and bad[0].group in _BACKWARD and not wrong:  # of a forward pass, `finite` speaks
+        details.append(f"NaN or Inf on both sides: {', '.join(each.name for each in bad[:8])}")
+        return Check(name, title, UNKNOWN, f"{len(bad)} with NaN or Inf", "finite", details=tuple(details))
     return Check(
         name=name,
         title=title,
