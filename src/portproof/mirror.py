@@ -73,7 +73,9 @@ class Mirror:
     ``keras.Model``. ``batches`` are the batch sizes of the forward check, besides the inputs' own. ``samples`` gives
     real examples (name -> one example without batch dimension) for a mirror with a single input; ``audio`` turns a
     mono waveform in [-1, 1] and its sample rate in Hz into one such example. Without ``training``, for networks that
-    are not to be trained (re-parameterized ones), only eval mode is checked.
+    are not to be trained (re-parameterized ones), only eval mode is checked. ``shapes`` gives the tensors of the torch
+    side's state dict by name, without a framework: by them a checkpoint is recognised. ``fused`` is the name of the
+    mirror of the same network re-parameterized.
     """
 
     name: str
@@ -85,6 +87,8 @@ class Mirror:
     audio: Callable[[NDArray[Any], int], NDArray[np.float32]] | None = field(default=None, compare=False)
     description: str = ""
     training: bool = True
+    shapes: Callable[[], Mapping[str, tuple[int, ...]]] | None = field(default=None, compare=False)
+    fused: str = ""
 
     def __post_init__(self) -> None:
         if not self.inputs:
@@ -121,7 +125,12 @@ def _arguments(written: str, text: str) -> dict[str, Any]:
     """The values of ``name=literal, ...``."""
     try:
         call = ast.parse(f"f({written})", mode="eval").body
-        if isinstance(call, ast.Call) and not call.args and all(each.arg for each in call.keywords):
+        if (
+            isinstance(call, ast.Call)
+            and isinstance(call.func, ast.Name)
+            and not call.args
+            and all(each.arg for each in call.keywords)
+        ):
             return {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
     except (SyntaxError, ValueError):
         pass

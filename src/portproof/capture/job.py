@@ -40,7 +40,8 @@ class Job:
     """One worker's order. ``weights``: ``give`` (this side is the source), ``take``, or ``own`` (keep what it has).
 
     The phases are dealt to ``lanes`` processes, where the framework can be forked after its import. ``edits`` are in
-    force in every phase.
+    force in every phase. ``save`` is where to write the model with its weights, as a file of the framework; ``names``
+    are those that its tensors get there, where the model knows others than its own.
     """
 
     side: str
@@ -58,6 +59,8 @@ class Job:
     lanes: int = 1
     timeout: float = 600.0
     edits: tuple[Edit, ...] = ()
+    save: Path | None = None
+    names: str = ""
 
     def write(self, path: Path) -> None:
         """Write the job file."""
@@ -70,7 +73,7 @@ class Job:
         body["inputs"] = tuple(InputSpec(**{**row, "shape": tuple(row["shape"])}) for row in body["inputs"])
         body["phases"] = tuple(Phase(**row) for row in body["phases"])
         body["edits"] = tuple(Edit.from_json(row) for row in body["edits"])
-        for key in ("exchange", "trace", "checkpoint"):
+        for key in ("exchange", "trace", "checkpoint", "save"):
             body[key] = Path(body[key]) if body[key] else None
         return cls(**body)
 

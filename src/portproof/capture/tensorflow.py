@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from portproof.errors import InputError, MirrorError, SetupError, WorkerError
 from portproof.plan import Phase
 from portproof.trace import MODEL, LayerRecord, ParameterRecord, TraceWriter
 from portproof.transfer import tensorflow as weights_tf
-from portproof.transfer.checkpoints import load_tensorflow
+from portproof.transfer.checkpoints import load_tensorflow, save_tensorflow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -79,6 +80,12 @@ class Side:
             self.source = {name: name for name in values}
             if self.job.weights == "give":
                 self.weights.write(self.job.exchange)
+
+    def save(self, path: Path) -> None:
+        """Write the model with the weights of the job."""
+        model = self._model("float32")
+        model.write(self.own | {name: self.weights.excited[source] for name, source in self.source.items()})
+        save_tensorflow(model.keras, path)
 
     def replaced(self) -> tuple[str, ...]:
         """Operations with float32 constants that were evaluated exactly in float64."""

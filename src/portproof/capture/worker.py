@@ -136,6 +136,9 @@ class Capture:
         self._progress("building the model")
         self.side = side = self._module.Side(self.job, writer, self._kept)
         side.prepare()
+        if self.job.save:
+            self._progress(f"writing {self.job.save.name}")
+            side.save(self.job.save)
         calls: dict[str, Any] = {}
         facts: dict[str, Any] = {}
         seconds = {**self._seconds, "build": time.perf_counter() - clock}

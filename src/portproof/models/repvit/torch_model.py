@@ -16,6 +16,7 @@ from torch import nn
 
 from portproof.models.repvit.config import KWS_TINY_CFGS, VARIANTS, RepViTConfig, check_num_classes
 from portproof.models.repvit.forms import adopted
+from portproof.models.repvit.names import to_timm
 from portproof.models.repvit.torch_blocks import Classifier, GlobalAveragePool, RepViTBlock, conv_bn
 from portproof.models.repvit.torch_fuse import fused_twin
 
@@ -66,6 +67,16 @@ class RepViTFeatures(nn.Module):
             ValueError: they are of a fused network and this one is not, or a name is unknown.
         """
         return adopted(values, self.config, fused=self.fused, classifier=hasattr(self, "classifier"))
+
+    def rename_weights(self, values: Mapping[str, Any], names: str) -> dict[str, Any]:
+        """This model's tensors under other ``names``: ``official`` (its own) or ``timm``.
+
+        Raises:
+            ValueError: there are no such names, or timm has no network like this one.
+        """
+        if names not in ("official", "timm"):
+            raise ValueError(f"RepViT has official and timm names, not {names!r}")
+        return dict(values) if names == "official" else to_timm(values, self.config)
 
     def twin(self, *, fused: bool) -> Any:
         """A new model of the same arguments, in either form, with weights of its own."""
