@@ -85,6 +85,7 @@ class Side:
         """Write the model with the weights of the job."""
         model = self._model("float32")
         model.write(self.own | {name: self.weights.excited[source] for name, source in self.source.items()})
+        model(MAIN)  # a SavedModel holds what was traced, and Keras traces no model that was never called
         save_tensorflow(model.keras, path)
 
     def replaced(self) -> tuple[str, ...]:

@@ -82,7 +82,7 @@ def convert(
     target.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target, so that the result gets there by renaming.
     with tempfile.TemporaryDirectory(prefix=".portproof-", dir=target.parent, ignore_cleanup_errors=True) as place:
-        folder = Path(place)
+        folder = Path(place).resolve()
         written = folder / "written" / target.name
         jobs = _jobs(given, wanted, sides, source.resolve(), written, names if names != "official" else "")
         jobs = {step: replace(job, threads=threads, timeout=timeout) for step, job in jobs.items()}
@@ -189,7 +189,7 @@ def _proven(traces: Mapping[str, Trace], found: Recognised, mirror: str, size: i
     return Conversion(
         recognised=found,
         mirror=mirror,
-        blocks=sum("block" in stage["kind"].lower() for stage in facts.structure.stages),
+        blocks=sum("block" in call.kind_a for call in facts.calls[_EVAL.name]),
         layers=len({each.layer for each in outputs}),
         relative=max(each.distance.relative for each in outputs),
         rounding=_rounding(traces[_WRITE], verify) if computed else None,

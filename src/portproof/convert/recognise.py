@@ -14,15 +14,15 @@ from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from portproof import mirror as mirrors
 from portproof.alignment import BOOKKEEPING
 from portproof.errors import CheckpointError, MirrorError, TransferError
 from portproof.mirror import Mirror
-from portproof.transfer import raise_for
 from portproof.transfer.checkpoints import keras_shapes
 
+_LISTED = 6  # tensors of each kind that an error names
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -95,24 +95,23 @@ def _fitting(shapes: Shapes) -> list[str]:
     return found
 
 
-def _refuse(path: Path, name: str, shapes: Shapes, wanted: Shapes) -> None:
+def _refuse(path: Path, name: str, shapes: Shapes, wanted: Shapes) -> NoReturn:
     fitting = _fitting(shapes)
     hint = f"They are those of {fitting[0]}: --mirror {fitting[0]}" if fitting else "No registered mirror has them all"
     if not set(shapes) & set(wanted):  # other names throughout, such as timm's or Keras'
         raise TransferError(f"The {len(shapes)} tensors in {path} are not those of {name}. {hint}.")
-    try:
-        raise_for(
-            missing=[each for each in wanted if each not in shapes],
-            left_over=[each for each in shapes if each not in wanted],
-            wrong_shape=[
-                f"{each}: {shapes[each]} given, {wanted[each]} wanted"
-                for each in wanted
-                if each in shapes and math.prod(shapes[each]) != math.prod(wanted[each])
-            ],
-            where=f" in {path}",
-        )
-    except TransferError as error:
-        raise TransferError(f"{error}\n{hint}.") from None
+    differing = [each for each in wanted if each in shapes and math.prod(shapes[each]) != math.prod(wanted[each])]
+    groups = {
+        "missing": [each for each in wanted if each not in shapes],
+        "left over": [each for each in shapes if each not in wanted],
+        "of the wrong shape": [f"{each}: {shapes[each]} given, {wanted[each]} wanted" for each in differing],
+    }
+    groups = {label: names for label, names in groups.items() if names}
+    counts = ", ".join(f"{len(names)} {label}" for label, names in groups.items())
+    lines = [f"  {label}: {each}" for label, names in groups.items() for each in names[:_LISTED]]
+    more = sum(max(len(names) - _LISTED, 0) for names in groups.values())
+    lines += [f"  and {more} more"] if more else []
+    raise TransferError("\n".join([f"The weights in {path} do not fit {name}: {counts}.", *lines, f"{hint}."]))
 
 
 def _of_safetensors(path: Path) -> dict[str, tuple[int, ...]]:

@@ -52,7 +52,8 @@ def _of_keras(file: Path, model: Any) -> list[Any]:
 
 def _of_folder(folder: Path, model: Any) -> list[Any]:
     # Keras exports the variables in the model's own order.
-    variables = tf.saved_model.load(str(folder)).variables
+    loaded = tf.saved_model.load(str(folder))
+    variables = loaded.variables
     shapes = [tuple(each.shape) for each in variables]
     if shapes != [tuple(each.shape) for each in model.weights]:
         raise ValueError("its variables are others")
@@ -61,11 +62,13 @@ def _of_folder(folder: Path, model: Any) -> list[Any]:
 
 def _check_graph(folder: Path, model: Any) -> None:
     """Run the SavedModel's own graph on random input, against the model whose layers the proof looks at."""
-    serve = tf.saved_model.load(str(folder)).serve
-    (spec,) = serve.input_signature if serve.input_signature else serve.function_spec.input_signature
+    loaded = tf.saved_model.load(str(folder))  # it has to live as long as its function
+    (spec,) = loaded.serve.input_signature
     shape = [size or (2 if axis == 0 else 64) for axis, size in enumerate(spec.shape)]
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    ours, theirs = (np.asarray(each, np.float64) for each in (model(x.astype(model.dtype), training=False), serve(x)))
+    ours, theirs = (
+        np.asarray(each, np.float64) for each in (model(x.astype(model.compute_dtype), training=False), loaded.serve(x))
+    )
     error = np.linalg.norm(ours - theirs) / np.linalg.norm(ours)
     if not error <= _GRAPH_ERROR:
         raise CheckpointError(f"The graph in {folder.name} computes something else: relative difference {error:.1e}.")

@@ -119,7 +119,9 @@ def save_tensorflow(model: Any, path: Path) -> None:
         elif path.name.endswith(".keras"):
             model.save(temporary)
         else:
-            model.export(str(temporary))
+            from portproof.transfer import tensorflow
+
+            tensorflow.export(model, temporary)
         temporary.replace(path)
 
 

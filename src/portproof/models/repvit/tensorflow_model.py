@@ -65,6 +65,11 @@ class Network(tf.keras.Model):
         """Do nothing, for all is built; Keras 3 notes ``input_shape`` for the signature of ``export``."""
         self.built = True
 
+    @property
+    def export_signature(self) -> list[Any]:
+        """The inputs of an exported model: any batch, images of any size."""
+        return [tf.TensorSpec((None, None, None, self.config.in_channels), self.compute_dtype)]
+
     def fuse(self) -> Any:
         """A new model that computes what this one computes with ``training=False``, with all BatchNorms folded.
 
@@ -214,6 +219,11 @@ class KWSRepViT(_Classifying):
         super().__init__(cfgs, num_classes, **form, name=name, dtype=dtype, **kwargs)
         self.classifier = linear(self.config.out_channels, num_classes, name="classifier", dtype=self.dtype_policy)
         self.build((None, *KWS_INPUT_SHAPE))
+
+    @property
+    def export_signature(self) -> list[Any]:
+        """The inputs of an exported model: any batch of spectrograms of one second."""
+        return [tf.TensorSpec((None, *KWS_INPUT_SHAPE), self.compute_dtype)]
 
     @tf.autograph.experimental.do_not_convert
     def call(self, x: Any, training: bool | None = None) -> Any:
