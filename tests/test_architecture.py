@@ -22,7 +22,7 @@ FRAMEWORK_MODULES = {
         "capture/torch.py",
         "capture/exact_torch.py",
         "capture/excite.py",  # sets the reference's weights, which both sides then receive
-        "models/*/torch_model.py",
+        "models/*/torch_*.py",
         "transfer/torch.py",
         "probe.py",  # runs in the interpreter that the doctor examines
     ),
@@ -35,7 +35,7 @@ FRAMEWORK_MODULES = {
         "capture/steps_tensorflow.py",
         "capture/keras_model.py",
         "capture/exact.py",
-        "models/*/tensorflow_model.py",
+        "models/*/tensorflow_*.py",
         "transfer/tensorflow.py",
         "probe.py",
     ),

@@ -86,16 +86,23 @@ def test_an_input_needs_a_shape_and_a_known_layout() -> None:
 
 @pytest.mark.parametrize(
     ("text", "parts"),
-    [("pkg.mod:build", ("pkg.mod", "build")), ("mod:Cls.method", ("mod", "Cls.method")), ("_m1:_f", ("_m1", "_f"))],
+    [
+        ("pkg.mod:build", ("pkg.mod", "build", {})),
+        ("mod:Cls.method", ("mod", "Cls.method", {})),
+        ("_m1:_f", ("_m1", "_f", {})),
+        ("mod:build()", ("mod", "build", {})),
+        ("mod:build(depth=3, names=('a:b(c)', None))", ("mod", "build", {"depth": 3, "names": ("a:b(c)", None)})),
+    ],
 )
-def test_factories_in_modules(text: str, parts: tuple[str, str]) -> None:
+def test_factories_in_modules(text: str, parts: tuple[str, str, dict[str, Any]]) -> None:
     assert check_factory(text) == parts
 
 
 def test_factories_in_files(tmp_path: Path) -> None:
     file = tmp_path / "with space, and:colon.py"
     file.write_text("")
-    assert check_factory(f"{file}:build") == (str(file), "build")
+    assert check_factory(f"{file}:build") == (str(file), "build", {})
+    assert check_factory(f"{file}:build(width=2)") == (str(file), "build", {"width": 2})
     with pytest.raises(MirrorError, match=r"There is no file .*absent\.py \(from "):
         check_factory(f"{tmp_path / 'absent.py'}:build")
     (tmp_path / "folder.py").mkdir()
@@ -103,13 +110,19 @@ def test_factories_in_files(tmp_path: Path) -> None:
         check_factory(f"{tmp_path / 'folder.py'}:build")
 
 
-NAMELESS = ["", "pkg.mod", ":build", "mod:", "mod:1f", "mod:a b", "mod:a..b", "mod:.a", "mod:a.", "mod:f()"]
+NAMELESS = ["", "pkg.mod", ":build", "mod:", "mod:1f", "mod:a b", "mod:a..b", "mod:.a", "mod:a.", "mod:f)"]
 
 
 @pytest.mark.parametrize("text", NAMELESS)
 def test_text_that_names_no_attribute_is_refused(text: str) -> None:
     with pytest.raises(MirrorError, match=r"does not name a factory: write package\.module:function"):
         check_factory(text)
+
+
+@pytest.mark.parametrize("arguments", ["3", "*a", "**{}", "n=3.x", "n=open('f')", "n=", "n=1)(", "__import__('os')"])
+def test_arguments_are_named_literals(arguments: str) -> None:
+    with pytest.raises(MirrorError, match="a factory takes arguments as name=literal"):
+        check_factory(f"mod:build({arguments})")
 
 
 @pytest.mark.parametrize("text", ["a-b:f", "pkg..mod:f", ".mod:f", "dir/mod:f", "1a:f", "dir/file.pyc:f"])

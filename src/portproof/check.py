@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from portproof.trace import Trace
 
 SIDES = ("torch", "tensorflow")
-_KEPT_LOGS = 20
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,7 @@ def _write_job(
         subject=mirror.name,
         factory=getattr(mirror, side),
         inputs=mirror.inputs,
-        phases=tuple(phases),
+        phases=tuple(phase for phase in phases if mirror.training or not phase.training),
         exchange=folder,
         trace=trace,
         weights=role,
@@ -224,7 +223,7 @@ def _workspace(kept: Path | None) -> Iterator[tuple[Path, Path]]:
         kept.mkdir(parents=True, exist_ok=True)
         logs = kept
     else:
-        logs = log_folder()
+        logs = processes.log_folder()
     with tempfile.TemporaryDirectory(prefix="portproof-", ignore_cleanup_errors=True) as folder:
         yield Path(folder), logs
 
@@ -252,13 +251,3 @@ def _put(trace: Path, target: Path) -> None:
     if target.exists():
         shutil.rmtree(target)
     trace.rename(target)
-
-
-def log_folder() -> Path:
-    """A new folder for this run's logs; the oldest of `_KEPT_LOGS` others goes."""
-    base = Path(tempfile.gettempdir()) / f"portproof-logs-{os.getuid()}"
-    base.mkdir(mode=0o700, exist_ok=True)
-    older = sorted(base.iterdir())
-    for folder in older[: max(len(older) - _KEPT_LOGS + 1, 0)]:
-        shutil.rmtree(folder, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=base))

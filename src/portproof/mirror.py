@@ -2,11 +2,13 @@
 
 Mirrors are found through the entry point group ``portproof.mirrors``; the ones that ship are registered exactly like a
 user's own. A factory is named by an import string ``package.module:attribute`` or ``path/to/file.py:attribute``, so
-that it can be called in another process, interpreter or machine.
+that it can be called in another process, interpreter or machine; keyword arguments may follow, as literals:
+``package.module:attribute(num_classes=10)``.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import re
 from collections.abc import Callable, Mapping
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 GROUP = "portproof.mirrors"
 DTYPES = ("float32", "int32", "int64", "bool")
 LAYOUTS = ("auto", "same")
+_CALL = re.compile(r"(?P<factory>.*?:[\w.]+)\((?P<arguments>.*)\)")
 _INPUT = re.compile(
     r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:,\d+)*),?"
     r"(?::(?P<dtype>\w+)(?:<(?P<high>\d+))?)?(?:~(?P<values>.+))?"
@@ -75,10 +78,13 @@ class InputSpec:
 class Mirror:
     """A model written twice: a name, two factories, the inputs.
 
-    ``torch`` and ``tensorflow`` name functions without arguments that return a ``torch.nn.Module`` and a
+    ``torch`` and ``tensorflow`` name functions, with or without arguments, that return a ``torch.nn.Module`` and a
     ``keras.Model``. ``batches`` are the batch sizes of the forward check, besides the inputs' own. ``samples`` gives
     real examples (name -> one example without batch dimension) for a mirror with a single input; ``audio`` turns a
-    mono waveform in [-1, 1] and its sample rate in Hz into one such example.
+    mono waveform in [-1, 1] and its sample rate in Hz into one such example. Without ``training``, for networks that
+    are not to be trained (re-parameterized ones), only eval mode is checked. ``shapes`` gives the tensors of the torch
+    side's state dict by name, without a framework: by them a checkpoint is recognised. ``fused`` is the name of the
+    mirror of the same network re-parameterized.
     """
 
     name: str
@@ -89,6 +95,9 @@ class Mirror:
     samples: Callable[[], Mapping[str, NDArray[np.float32]]] | None = field(default=None, compare=False)
     audio: Callable[[NDArray[Any], int], NDArray[np.float32]] | None = field(default=None, compare=False)
     description: str = ""
+    training: bool = True
+    shapes: Callable[[], Mapping[str, tuple[int, ...]]] | None = field(default=None, compare=False)
+    fused: str = ""
 
     def __post_init__(self) -> None:
         if not self.inputs:
@@ -100,9 +109,15 @@ class Mirror:
             check_factory(factory)
 
 
-def check_factory(text: str) -> tuple[str, str]:
-    """Split ``MODULE:ATTRIBUTE`` or ``FILE.py:ATTRIBUTE``; raises `MirrorError` if it cannot name a factory."""
-    module, separator, attribute = text.rpartition(":")
+def check_factory(text: str) -> tuple[str, str, dict[str, Any]]:
+    """Split ``MODULE:ATTRIBUTE`` or ``FILE.py:ATTRIBUTE`` and the keyword arguments behind it.
+
+    Raises:
+        MirrorError: it cannot name a factory.
+    """
+    call = _CALL.fullmatch(text)
+    arguments = _arguments(call["arguments"], text) if call else {}
+    module, separator, attribute = (call["factory"] if call else text).rpartition(":")
     if not separator or not module or not all(part.isidentifier() for part in attribute.split(".")):
         raise MirrorError(
             f"{text!r} does not name a factory: write package.module:function or path/to/file.py:function."
@@ -112,7 +127,23 @@ def check_factory(text: str) -> tuple[str, str]:
             raise MirrorError(f"There is no file {module} (from {text!r}).")
     elif not all(part.isidentifier() for part in module.split(".")):
         raise MirrorError(f"{module!r} is neither a Python file nor a module name (from {text!r}).")
-    return module, attribute
+    return module, attribute, arguments
+
+
+def _arguments(written: str, text: str) -> dict[str, Any]:
+    """The values of ``name=literal, ...``."""
+    try:
+        call = ast.parse(f"f({written})", mode="eval").body
+        if (
+            isinstance(call, ast.Call)
+            and isinstance(call.func, ast.Name)
+            and not call.args
+            and all(each.arg for each in call.keywords)
+        ):
+            return {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
+    except (SyntaxError, ValueError):
+        pass
+    raise MirrorError(f"{text!r}: a factory takes arguments as name=literal, ..., such as build(num_classes=10).")
 
 
 def names() -> list[str]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +32,7 @@ try:
     from portproof.capture.worker import main
 except ModuleNotFoundError as error:
     import json, pathlib, traceback
-    side = pathlib.Path(sys.argv[2]).stem
+    side = pathlib.Path(sys.argv[2]).stem.rpartition("-")[2]
     packages = "numpy safetensors " + {"tensorflow": "tensorflow-cpu"}.get(side, side)
     message = (
         f"{error.name} is not installed for {sys.executable}: run `{sys.executable} -m pip install {packages}`, "
@@ -41,6 +43,7 @@ except ModuleNotFoundError as error:
 main(*sys.argv[2:])
 """
 _GRACE_SECONDS = 3.0
+_KEPT_LOGS = 20
 
 Progress = Callable[[str, dict[str, Any]], None]
 
@@ -147,6 +150,16 @@ class Servers:
             _stop([self._workers.pop(key) for key in keys.values() if key in self._workers and key not in idle])
             raise
         return {worker.side: worker.seconds for worker in workers}
+
+
+def log_folder() -> Path:
+    """A new folder for this run's logs; the oldest of `_KEPT_LOGS` others goes."""
+    base = Path(tempfile.gettempdir()) / f"portproof-logs-{os.getuid()}"
+    base.mkdir(mode=0o700, exist_ok=True)
+    older = sorted(base.iterdir())
+    for folder in older[: max(len(older) - _KEPT_LOGS + 1, 0)]:
+        shutil.rmtree(folder, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=base))
 
 
 @contextmanager

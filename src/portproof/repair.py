@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from portproof.check import SIDES, Settings, capture, log_folder, source_side
+from portproof import processes
+from portproof.check import SIDES, Settings, capture, source_side
 from portproof.errors import PortproofError
 from portproof.plan import PARITY, Phase
 from portproof.processes import Servers
@@ -109,7 +110,7 @@ class Bench:
         samples = settings.samples
         if samples is None:  # read once, for all of the captures
             samples = mirror.samples() if mirror.samples else {}
-        self._logs = log_folder()
+        self._logs = processes.log_folder()
         # A side each: the original runs on while the port is being looked at.
         self._servers = {side: Servers() for side in SIDES}
         self._settings = {

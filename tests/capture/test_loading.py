@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -31,11 +32,15 @@ def test_a_factory_in_a_file_sees_its_neighbours(tmp_path: Path) -> None:
     assert load_factory(f"{path}:build")() == 3
 
 
+def test_a_factory_gets_the_arguments_that_are_written_behind_it() -> None:
+    assert load_factory("fractions:Fraction(numerator=2, denominator=3)")() == Fraction(2, 3)
+
+
 def test_a_factory_in_a_module_and_below_a_class() -> None:
     assert load_factory("collections:OrderedDict.fromkeys")(["a"]) == {"a": None}
 
 
-@pytest.mark.parametrize("text", ["port.py", ":build", "port:", "a b:build", "port:build()", "port:1x", "x-y.z:build"])
+@pytest.mark.parametrize("text", ["port.py", ":build", "port:", "a b:build", "port:1x", "x-y.z:build"])
 def test_text_that_names_no_factory_is_refused(text: str) -> None:
     with pytest.raises(MirrorError, match=r"factory|neither"):
         check_factory(text)

@@ -387,7 +387,7 @@ def test_both_sides_compute_the_same_training_step(tf: Any, sides: Any) -> None:
 @pytest.mark.tensorflow
 @pytest.mark.parametrize(("kernel_size", "stride"), [(3, (2, 1)), (5, (1, 2)), (3, 2), (3, 1)])
 def test_depthwise_layer_equals_grouped_convolution(tf: Any, kernel_size: int, stride: Any) -> None:
-    from portproof.models.repvit.tensorflow_model import PaddedConv2D, PaddedDepthwiseConv2D
+    from portproof.models.repvit.tensorflow_layers import PaddedConv2D, PaddedDepthwiseConv2D
 
     options = {"strides": stride, "pad": kernel_size // 2, "dtype": "float64", "bias_initializer": "random_normal"}
     depthwise = PaddedDepthwiseConv2D(kernel_size, **options)
@@ -404,7 +404,7 @@ def test_depthwise_layer_equals_grouped_convolution(tf: Any, kernel_size: int, s
 
 @pytest.mark.tensorflow
 def test_gelu_is_exact_in_float64(tf: Any) -> None:
-    from portproof.models.repvit.tensorflow_model import GELU
+    from portproof.models.repvit.tensorflow_layers import GELU
 
     x = np.linspace(-4, 8, 1001)
     expected = np.array([0.5 * v * (1 + math.erf(v * math.sqrt(0.5))) for v in x])

@@ -6,6 +6,10 @@ network the outputs grow until float32 noise covers everything. So constant tens
 gets the statistics of the data that it really sees (then moved a little, so that swapped or stale ones show), and a
 linear head is centred so that the outputs depend on the input. Every value is a float32 number, so that both precisions
 hold the very same weights.
+
+A network without any normalisation (a re-parameterized one) has nothing that keeps its signal alive: at default
+initialisation little of the input reaches the output. There each convolution and linear layer is scaled by what it
+gives, as in "All you need is a good init" (Mishkin and Matas, ICLR 2016).
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ _RESIDUAL_SCALE = 0.5
 _SPREAD = 0.2
 _NARROWEST = 0.1  # standard deviation of a channel in front of a BatchNorm, of its root mean square
 _LEAST_CENTRED = 2.0**-10  # of an output's size, what has to be left of it when it is centred: ten bits may cancel
+_LIVELY = (0.25, 4.0)  # standard deviations that a layer's output may have as it is; outside, it is scaled to 1
+_WEIGHTED = (torch.nn.modules.conv._ConvNd, torch.nn.Linear)
 _NORMS = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.LayerNorm, torch.nn.GroupNorm)
 
 
@@ -90,6 +96,8 @@ def excite(model: torch.nn.Module, run: Callable[[], Any], seed: int) -> None:
                 _widen(norm)
                 _move_statistics(norm, _rng(seed, name))
         model.eval()
+        if not any(isinstance(module, _NORMS) for module in model.modules()):
+            _enliven(model, run)
         last.clear()
         output = run()
         for module, produced in last:
@@ -104,6 +112,37 @@ def excite(model: torch.nn.Module, run: Callable[[], Any], seed: int) -> None:
     for hook in hooks:
         hook.remove()
     model.train(was_training)
+
+
+def _enliven(model: torch.nn.Module, run: Callable[[], Any]) -> None:
+    """Scale the kernel of every convolution and linear layer, in order of execution, so that its output varies by 1."""
+    seen: set[torch.nn.Module] = set()
+
+    def scale(module: Any, _: Any, output: torch.Tensor) -> torch.Tensor:
+        if module in seen or not isinstance(output, torch.Tensor):
+            return output
+        seen.add(module)
+        channel = output.dim() - 1 if isinstance(module, torch.nn.Linear) else 1
+        others = [axis for axis in range(output.dim()) if axis != channel]
+        # What differs by input and place; how far the channels are apart is the bias' affair.
+        variation = float((output - output.mean(others, keepdim=True)).std())
+        if not 0.0 < variation < float("inf") or _LIVELY[0] <= variation <= _LIVELY[1]:
+            return output
+        module.weight /= variation
+        shape = [-1 if axis == channel else 1 for axis in range(output.dim())]
+        bias = 0.0 if module.bias is None else module.bias.reshape(shape)
+        return (output - bias) / variation + bias
+
+    hooks = [
+        module.register_forward_hook(scale)
+        for module in model.modules()
+        if isinstance(module, _WEIGHTED) and module.weight.is_floating_point()
+    ]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _excited(constant: float, noise: torch.Tensor) -> torch.Tensor:

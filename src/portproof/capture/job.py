@@ -25,7 +25,7 @@ from portproof.files import atomic_path, write_text
 from portproof.mirror import InputSpec, Mirror
 from portproof.plan import Phase
 from portproof.trace import ParameterRecord
-from portproof.transfer import fit_shape
+from portproof.transfer import adopt, fit_shape
 from portproof.values import Start, draw
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ class Job:
     """One worker's order. ``weights``: ``give`` (this side is the source), ``take``, or ``own`` (keep what it has).
 
     The phases are dealt to ``lanes`` processes, where the framework can be forked after its import. ``edits`` are in
-    force in every phase. ``start``: what weights that are given start from.
+    force in every phase. ``start``: what weights that are given start from. ``save`` is where to write the model with
+    its weights, as a file of the framework; ``names`` are those that its tensors get there, where the model knows
+    others than its own.
     """
 
     side: str
@@ -59,6 +61,8 @@ class Job:
     lanes: int = 1
     timeout: float = 600.0
     edits: tuple[Edit, ...] = ()
+    save: Path | None = None
+    names: str = ""
 
     def write(self, path: Path) -> None:
         """Write the job file."""
@@ -72,7 +76,7 @@ class Job:
         body["phases"] = tuple(Phase(**row) for row in body["phases"])
         body["edits"] = tuple(Edit.from_json(row) for row in body["edits"])
         body["start"] = Start(**body["start"])
-        for key in ("exchange", "trace", "checkpoint"):
+        for key in ("exchange", "trace", "checkpoint", "save"):
             body[key] = Path(body[key]) if body[key] else None
         return cls(**body)
 
@@ -109,6 +113,7 @@ class Weights:
     records: tuple[ParameterRecord, ...]
     initial: dict[str, NDArray[Any]]
     excited: dict[str, NDArray[Any]]
+    computed: bool = False  # by the model that took them: see portproof.transfer
 
     def write(self, exchange: Path) -> None:
         """Put the weights into the exchange folder, complete."""
@@ -134,6 +139,12 @@ class Weights:
             which, _, name = key.partition("/")
             sets[which][name] = array
         return cls(records, sets["initial"], sets["excited"])
+
+
+def adopt_weights(model: Any, weights: Weights) -> Weights:
+    """``weights`` in the form that the model itself holds."""
+    initial, excited = (adopt(model, weights.records, values) for values in (weights.initial, weights.excited))
+    return Weights(tuple(excited.records), dict(initial.values), dict(excited.values), excited.computed)
 
 
 def place(

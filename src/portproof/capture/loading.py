@@ -10,6 +10,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def load_factory(text: str) -> Callable[[], Any]:
         MirrorError: there is no such file, module or attribute, or it is not callable.
         WorkerError: the module raised while it was imported.
     """
-    module_name, attribute = check_factory(text)
+    module_name, attribute, arguments = check_factory(text)
     try:
         if module_name.endswith(".py"):
             module = _import_file(Path(module_name).resolve())
@@ -59,7 +60,7 @@ def load_factory(text: str) -> Callable[[], Any]:
         found = getattr(found, part)
     if not callable(found):
         raise MirrorError(f"{text} is a {type(found).__name__}, not a function that returns a model.")
-    return found
+    return partial(found, **arguments) if arguments else found
 
 
 def call_factory(factory: Callable[[], Any], text: str) -> Any:

@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from portproof.capture import (  # noqa: F401  defects and repairs register thei
 )
 from portproof.capture.edits_tensorflow import Edited, edited
 from portproof.capture.exact import make_exact
-from portproof.capture.job import MAIN, Job, Weights, other_cases, place
+from portproof.capture.job import MAIN, Job, Weights, adopt_weights, other_cases, place
 from portproof.capture.keras_model import (
     ACTIVATION,
     KerasModel,
@@ -37,7 +38,7 @@ from portproof.errors import InputError, MirrorError, SetupError, WorkerError
 from portproof.plan import Phase
 from portproof.trace import MODEL, LayerRecord, ParameterRecord, TraceWriter
 from portproof.transfer import tensorflow as weights_tf
-from portproof.transfer.checkpoints import load_tensorflow
+from portproof.transfer.checkpoints import load_tensorflow, save_tensorflow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,7 +72,8 @@ class Side:
         if self.job.checkpoint:
             load_tensorflow(model.keras, self.job.checkpoint)
         if self.job.weights == "take":
-            self.weights = Weights.read(self.job.wait_for("weights", "the weights of the other side"))
+            taken = Weights.read(self.job.wait_for("weights", "the weights of the other side"))
+            self.weights = adopt_weights(model.keras, taken)
             self._place(model)
             precision = next(iter(self.models))
             if self.own and self._kept and self._kept[self._key(precision)][2] != self.job.seed:
@@ -90,6 +92,13 @@ class Side:
             self.source = {name: name for name in values}
             if self.job.weights == "give":
                 self.weights.write(self.job.exchange)
+
+    def save(self, path: Path) -> None:
+        """Write the model with the weights of the job."""
+        model = self._model("float32")
+        model.write(self.own | {name: self.weights.excited[source] for name, source in self.source.items()})
+        model(MAIN)  # a SavedModel holds what was traced, and Keras traces no model that was never called
+        save_tensorflow(model.keras, path)
 
     def replaced(self) -> tuple[str, ...]:
         """Operations with float32 constants that were evaluated exactly in float64."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,14 @@ from torch.overrides import TorchFunctionMode
 from portproof.capture import kinds
 from portproof.capture.exact_torch import make_exact
 from portproof.capture.excite import excite, start_from
-from portproof.capture.job import MAIN, Job, Weights, other_cases, place
+from portproof.capture.job import MAIN, Job, Weights, adopt_weights, other_cases, place
 from portproof.capture.loading import call_factory, describe, dropout_note, load_factory, note_lowered, takes_by_name
 from portproof.capture.recorder import Recorder, flatten
 from portproof.errors import MirrorError, SetupError, WorkerError
 from portproof.plan import ADAMW, SGD, STEPS, Phase
 from portproof.trace import MODEL, LayerRecord, ParameterRecord, TraceWriter
 from portproof.transfer import torch as weights_torch
-from portproof.transfer.checkpoints import load_torch
+from portproof.transfer.checkpoints import load_torch, save_torch
 
 _PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 _LOWER = (torch.float32, torch.bfloat16, torch.float16)
@@ -64,7 +65,8 @@ class Side:
         start_from(self.model, self.job.start, self.job.seed)
         initial = weights_torch.read(self.model)
         if self.job.weights == "take":
-            self.weights = Weights.read(self.job.wait_for("weights", "the weights of the other side"))
+            taken = Weights.read(self.job.wait_for("weights", "the weights of the other side"))
+            self.weights = adopt_weights(self.model, taken)
             self.source, self.own = place(self.weights, self.parameters(), initial)
         else:
             if self.job.start.excite:
@@ -73,6 +75,11 @@ class Side:
             if self.job.weights == "give":
                 self.weights.write(self.job.exchange)
             self.source, self.own = {name: name for name in self.weights.excited}, {}
+
+    def save(self, path: Path) -> None:
+        """Write the model with the weights of the job, under the names that the job asks for."""
+        weights_torch.write(self.model, self.own | {name: self.weights.excited[s] for name, s in self.source.items()})
+        save_torch(self.model, path, self.job.names)
 
     def replaced(self) -> tuple[str, ...]:
         """Operations with float32 constants that were evaluated exactly in float64."""

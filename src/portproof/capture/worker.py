@@ -136,6 +136,9 @@ class Capture:
         self._progress("building the model")
         self.side = side = self._module.Side(self.job, writer, self._kept)
         side.prepare()
+        if self.job.save:
+            self._progress(f"writing {self.job.save.name}")
+            side.save(self.job.save)
         calls: dict[str, Any] = {}
         facts: dict[str, Any] = {}
         seconds = {**self._seconds, "build": time.perf_counter() - clock}
@@ -146,6 +149,10 @@ class Capture:
             calls[phase.name] = [asdict(call) for call in found.pop("calls", ())]
             facts[phase.name] = found
             seconds[phase.name] = time.perf_counter() - clock
+        if side.weights.computed:
+            side.notes.append(
+                "its weights were computed from the given ones, by adopt_weights: eval mode alone compares"
+            )
         notes = [*side.notes, *(f"evaluated exactly in float64: {name}" for name in side.replaced())]
         return {"calls": calls, "facts": facts, "notes": dict.fromkeys(notes), "seconds": seconds}
 
@@ -188,6 +195,7 @@ class Capture:
                     "phases": {name: found["facts"][name] for name in names},
                     "seed": job.seed,
                     "weights": job.weights,
+                    "computed_weights": side.weights.computed,
                     "factory": job.factory,
                 },
                 recorded={

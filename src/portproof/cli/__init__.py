@@ -10,7 +10,7 @@ import sys
 import click
 
 from portproof import __version__
-from portproof.cli import baseline, checking, common, diagnose, honest, looking, matrix, selftest, traces
+from portproof.cli import baseline, checking, common, convert, diagnose, honest, looking, matrix, selftest, traces
 from portproof.errors import PortproofError
 
 
@@ -68,6 +68,6 @@ def cli() -> None:
     """
 
 
-for _module in (checking, diagnose, selftest, honest, traces, matrix, baseline, looking):
+for _module in (checking, diagnose, selftest, honest, traces, convert, matrix, baseline, looking):
     for _command in _module.COMMANDS:
         cli.add_command(_command)

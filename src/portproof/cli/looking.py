@@ -24,23 +24,32 @@ def list_mirrors() -> int:
 
 @click.command()
 @click.argument("name", default="", metavar="[NAME]")
+@click.option("--input", "inputs", multiple=True, metavar="[NAME=]SHAPE[:DTYPE]", help="Instead of the mirror's own.")
 @common.running
 @common.debug
-def show(name: str, **running: Any) -> int:
-    """Layers, shapes and parameters of both sides, side by side."""
+def show(name: str, inputs: tuple[str, ...], **running: Any) -> int:
+    """Layers, shapes, parameters and multiply-adds of both sides, side by side."""
     import tempfile
+    from dataclasses import replace
 
     from portproof.check import check as run_check
-    from portproof.plan import phases_for
+    from portproof.mirror import InputSpec
+    from portproof.plan import Phase
     from portproof.report.listing import render_show
     from portproof.report.progress import Progress
     from portproof.trace import Trace
 
+    mirror = common.mirror_named(name)
+    if inputs:
+        names = [spec.name for spec in mirror.inputs] + [f"x{index}" for index in range(len(inputs))]
+        specs = (InputSpec.parse(each, default_name=default) for each, default in zip(inputs, names, strict=False))
+        mirror = replace(mirror, inputs=tuple(specs), samples=None)
     with tempfile.TemporaryDirectory(prefix="portproof-") as folder:
         traces = Path(folder) / "traces"
         settings = common.make_settings(weights="shared", traces=traces, **running)
         with Progress() as progress:
-            run_check(common.mirror_named(name), phases=phases_for(["stages"]), settings=settings, progress=progress)
+            phases = (Phase("float64.eval", "float64", layers=True),)
+            run_check(mirror, phases=phases, settings=settings, progress=progress)
         render_show(Trace.open(traces / "torch", verify=False), Trace.open(traces / "tensorflow", verify=False))
     return 0
 

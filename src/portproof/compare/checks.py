@@ -55,6 +55,8 @@ def parameters(facts: Facts) -> Check:
     if s.by_order:
         details += [f"paired by order, not by name: {each}" for each in s.by_order[:8]]
         details += [f"and {len(s.by_order) - 8} more by order"] if len(s.by_order) > 8 else []
+    if s.another_form:
+        return _another_form(facts)
     failed = bool(s.only_a or s.only_b or s.wrong_shape or s.wrong_trainable) or not same
     value = f"{b['trainable']:,} in {b['trainable_tensors']} + {b['non_trainable']:,} in {b['non_trainable_tensors']}"
     limit = f"{a['trainable']:,} in {a['trainable_tensors']} + {a['non_trainable']:,} in {a['non_trainable_tensors']}"
@@ -69,6 +71,15 @@ def parameters(facts: Facts) -> Check:
         limit,
         count=a["trainable_tensors"] + a["non_trainable_tensors"],
         details=tuple(details),
+    )
+
+
+def _another_form(facts: Facts) -> Check:
+    """The sides hold one function in different parameters, and each said how it came by its own."""
+    a, b = (facts.structure.counts[side]["trainable"] for side in ("a", "b"))
+    details = ("one side computed its weights from the other's (adopt_weights): only eval mode is compared",)
+    return Check(
+        "parameters", "trainable values of two forms of one network", NOTE, f"{b:,}", f"{a:,}", details=details
     )
 
 

@@ -47,6 +47,8 @@ def compare(a: Trace, b: Trace) -> Facts:
     }
     comparison = _Comparison(pairs, fallback=not provable(coarse, unavailable))
     phases = [phase for phase in a.phases() if phase in b.phases()]
+    if pairs.is_another_form:
+        phases = [phase for phase in phases if not _trains(a, phase)]
     for phase in phases:
         comparison.phase(phase)
     structure = describe_structure(pairs)
@@ -58,7 +60,9 @@ def compare(a: Trace, b: Trace) -> Facts:
         gradient_maxima={
             phase: {"a": facts[a][phase]["gradient_maxima"], "b": _renamed(facts[b][phase]["gradient_maxima"], pairs)}
             for phase in phases
-            if "gradient_maxima" in facts[a][phase] and "gradient_maxima" in facts[b][phase]
+            if "gradient_maxima" in facts[a][phase]
+            and "gradient_maxima" in facts[b][phase]
+            and not pairs.is_another_form
         },
         layers_of={record.name: record.layer for record in a.manifest.parameters},
         batchnorm=tuple(comparison.rules.values()),
@@ -285,8 +289,15 @@ class _Comparison:
 def _steps(trace: Trace, phase: str) -> int:
     from portproof.plan import STEPS
 
-    plan = next(each for each in trace.manifest.plan if each["name"] == phase)
-    return STEPS if plan["optimizer"] else 1
+    return STEPS if _plan(trace, phase)["optimizer"] else 1
+
+
+def _trains(trace: Trace, phase: str) -> bool:
+    return bool(_plan(trace, phase)["training"])
+
+
+def _plan(trace: Trace, phase: str) -> dict[str, Any]:
+    return next(each for each in trace.manifest.plan if each["name"] == phase)
 
 
 def _zip(a: tuple[str, ...], b: tuple[str, ...]) -> Iterator[tuple[str, str]]:

@@ -91,6 +91,7 @@ class Structure:
     layers_only_a: tuple[str, ...]
     layers_only_b: tuple[str, ...]
     layers_by_order: tuple[str, ...]
+    another_form: bool = False  # one side's weights were computed from the other's
 
 
 @dataclass(frozen=True, slots=True)

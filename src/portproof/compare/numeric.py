@@ -9,6 +9,8 @@ from portproof.compare.checks import FAIL, NOTE, PASS, UNKNOWN, Check
 from portproof.compare.facts import MODEL, Facts, Measurement
 from portproof.compare.policy import Limits, Policy
 
+_BACKWARD = ("gradients", "input-gradient", "parameters", "buffers")
+
 
 def function(found: Sequence[Measurement], name: str, title: str, limits: Limits, facts: Facts) -> Check:
     """Same function: tensors of both sides in float64, each against its own limit.
@@ -41,6 +43,10 @@ def function(found: Sequence[Measurement], name: str, title: str, limits: Limits
         details.append(f"zero on both sides, which tells nothing: {len(idle)} of {len(found)}: {names}")
     if name == "batchnorm":
         details = [*_rules(facts), *details]
+    bad = [each for each in found if each.distance.bad_a and each.distance.bad_b]
+    if bad and bad[0].group in _BACKWARD and not wrong:  # of a forward pass, `finite` speaks
+        details.append(f"NaN or Inf on both sides: {', '.join(each.name for each in bad[:8])}")
+        return Check(name, title, UNKNOWN, f"{len(bad)} with NaN or Inf", "finite", details=tuple(details))
     unjudged = hidden or len(idle) == len(found)
     return Check(
         name=name,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from portproof.alignment import Pairing, pair_layers, pair_parameters
+from portproof.alignment import BOOKKEEPING, Pairing, pair_layers, pair_parameters
 from portproof.trace import MODEL, CallRecord, LayerRecord, Trace
 
 if TYPE_CHECKING:
@@ -26,7 +26,16 @@ class Pairs:
     @cached_property
     def parameters(self) -> Pairing:
         """Parameters and buffers."""
-        return pair_parameters(self.a.manifest.parameters, self.b.manifest.parameters)
+        records = self.a.manifest.parameters, self.b.manifest.parameters
+        return _same_tensors(self.a, self.b) if self.is_another_form else pair_parameters(*records)
+
+    @cached_property
+    def is_another_form(self) -> bool:
+        """Whether one side computed its weights from the other's (portproof.transfer): the same function, another form.
+
+        Then only what both hold bit for bit is a pair, and only eval mode is the same function.
+        """
+        return any(trace.manifest.facts.get("computed_weights", False) for trace in (self.a, self.b))
 
     @cached_property
     def layers(self) -> Pairing:
@@ -47,6 +56,21 @@ class Pairs:
             other = calls_b.get((self.layers.pairs.get(call.layer, ""), call.occurrence))
             if other is not None:
                 yield call, other
+
+
+def _same_tensors(a: Trace, b: Trace) -> Pairing:
+    """The parameters that two forms of a network share: of one name and with the same values."""
+    names = [
+        [record.name for record in trace.manifest.parameters if record.role not in BOOKKEEPING] for trace in (a, b)
+    ]
+    shared = {
+        name: name
+        for name in names[0]
+        if all((key := f"weights/excited/{name}") in trace for trace in (a, b))
+        and np.array_equal(a.tensor(key), b.tensor(key))
+    }
+    alone = (tuple(name for name in each if name not in shared) for each in names)
+    return Pairing(shared, frozenset(), *alone)
 
 
 class _Layers:

@@ -41,6 +41,7 @@ def describe_structure(pairs: Pairs) -> Structure:
         layers_by_order=tuple(
             f"{name} = {pairs.layers.pairs[name]}" for name in pairs.layers.pairs if name in pairs.layers.by_order
         ),
+        another_form=pairs.is_another_form,
     )
 
 

@@ -113,7 +113,7 @@ def _mirror_digest(mirror: Mirror) -> str:
 
 def _code_of(factory: str) -> Iterator[Path]:
     """The file of a factory, or every module of the package that it is in; a package is not imported for that."""
-    module, _ = check_factory(factory)
+    module, *_ = check_factory(factory)
     if module.endswith(".py"):
         yield Path(module)
         return

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from portproof.alignment import BOOKKEEPING
 from portproof.compare.checks import FAIL, NOTE, PASS, same_shape
+from portproof.report.multiply_adds import multiply_adds
 from portproof.report.terminal import console_for, grid, mark, shape, table, text
 from portproof.trace import Trace
 
@@ -42,12 +43,13 @@ def render_list(mirrors: Iterable[Mirror], *, console: Console | None = None) ->
 
 @dataclass(frozen=True)
 class _Row:
-    """One layer on one side; ``trained`` and ``fixed`` count the values that it owns itself."""
+    """One layer on one side; ``trained`` and ``fixed`` count the values that it owns itself, ``macs`` multiply-adds."""
 
     kind: str
     shape: tuple[int, ...] | None
     trained: int
     fixed: int
+    macs: int
 
     @property
     def output(self) -> str:
@@ -57,16 +59,24 @@ class _Row:
     def values(self) -> str:
         return f"{self.trained:,} + {self.fixed:,}" if self.fixed else f"{self.trained:,}" if self.trained else "-"
 
+    @property
+    def multiply_adds(self) -> str:
+        return f"{self.macs:,}" if self.macs else "-"
+
     def equals(self, other: _Row) -> bool:
         shapes = self.shape is None or other.shape is None or same_shape(self.shape, other.shape)
-        return shapes and (self.trained, self.fixed) == (other.trained, other.fixed)
+        return shapes and (self.trained, self.fixed, self.macs) == (
+            other.trained,
+            other.fixed,
+            other.macs,
+        )
 
 
 def render_show(a: Trace, b: Trace, *, console: Console | None = None) -> None:
-    """Print the layers of two traces in order of execution: kind, output shape and parameters of both sides.
+    """Print the layers of two traces in order of execution: kind, output shape, parameters and multiply-adds.
 
     Shown are layers that have no layers in them, and any other that owns parameters. Of the two numbers of values,
-    ``48 + 48``, the second counts those that are not trained.
+    ``48 + 48``, the second counts those that are not trained. Multiply-adds are those of one example.
     """
     from portproof.compare.pairing import Pairs
 
@@ -75,13 +85,11 @@ def render_show(a: Trace, b: Trace, *, console: Console | None = None) -> None:
     rows_a, rows_b = _rows(a), _rows(b)
     names = (a.manifest.side, b.manifest.side) if a.manifest.side != b.manifest.side else ("a", "b")
     narrow = console.width < _NARROW
-    layers = table("layer", "kind", *(("output", "values") if narrow else (f"output, {names[0]}", names[1]) * 2), "")
-    values = layers.columns[len(layers.columns) // 2 + 1 : -1]
-    if not narrow:
-        values[0].header = f"values, {names[0]}"
+    pair = ("output", "values") if narrow else (f"output, {names[0]}", names[1], f"values, {names[0]}", names[1])
+    layers = table("layer", "kind", *pair, "multiply-adds", "")
     for column in layers.columns[1:-1]:
         column.no_wrap = True
-    for column in values:
+    for column in layers.columns[2 + len(pair) // 2 : -1]:
         column.justify = "right"
     alone: dict[str, list[str]] = {name: [] for name in names}
     differ = 0
@@ -115,8 +123,12 @@ def _cells(a: _Row | None, b: _Row | None, narrow: bool) -> Iterator[Text]:
         (a.output if a else "", b.output if b else ""),
         (a.values if a else "", b.values if b else ""),
     ):
-        both = [part for part in dict.fromkeys([first, second]) if part]
-        yield from (text("\n".join(both)),) if narrow else (text(first), text(second))
+        yield from (_once(first, second),) if narrow else (text(first), text(second))
+    yield _once(a.multiply_adds if a else "", b.multiply_adds if b else "")
+
+
+def _once(first: str, second: str) -> Text:
+    return text("\n".join(part for part in dict.fromkeys([first, second]) if part))
 
 
 def _rows(trace: Trace) -> dict[str, _Row]:
@@ -132,9 +144,10 @@ def _rows(trace: Trace) -> dict[str, _Row]:
         if record.role not in BOOKKEEPING:
             (trained if record.trainable else fixed)[record.layer] += record.size
     records = {record.name: record for record in trace.manifest.layers}
+    macs = multiply_adds(trace)
     order = [name for name in shapes if name in records] + [name for name in records if name not in shapes]
     return {
-        name: _Row(records[name].kind, shapes.get(name), trained[name], fixed[name])
+        name: _Row(records[name].kind, shapes.get(name), trained[name], fixed[name], macs.get(name, 0))
         for name in order
         if records[name].leaf or trained[name] or fixed[name]
     }
@@ -148,5 +161,6 @@ def _totals(a: Trace, b: Trace, names: tuple[str, str]) -> Table:
         each = counts(trace)
         trained = f"{each['trainable']:,} trainable values in {each['trainable_tensors']} tensors"
         fixed = f"{each['non_trainable']:,} others in {each['non_trainable_tensors']}"
-        totals.add_row(text(name), text(f"{each['layers']} layers, {trained}, {fixed}"))
+        macs = f"{sum(multiply_adds(trace).values()):,} multiply-adds for one example"
+        totals.add_row(text(name), text(f"{each['layers']} layers, {trained}, {fixed}, {macs}"))
     return totals

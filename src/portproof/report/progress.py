@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Display
     from rich.progress import TaskID
 
-_NAMES = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
+_NAMES = {"torch": "PyTorch", "tensorflow": "TensorFlow", "read": "reading", "write": "writing", "verify": "verifying"}
 
 
 class Progress:

@@ -2,11 +2,16 @@
 
 Both functions want both frameworks in one process; `portproof check` does the same across two processes. Names are
 paired by `portproof.alignment`; whatever is missing, left over or of the wrong shape is one error that lists all of it.
+
+A model that can hold its weights in several forms (a re-parameterized network) may have a method ``adopt_weights``: it
+is given arrays in canonical layout by canonical name, and returns them in the form that the model itself holds. Where
+it does, weights of any form that it knows can be carried into it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from portproof.alignment import BOOKKEEPING, pair_parameters
@@ -16,7 +21,7 @@ from portproof.trace import ParameterRecord
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["fit", "fit_shape", "tensorflow_to_torch", "torch_to_tensorflow"]
+__all__ = ["adopt", "fit", "fit_shape", "tensorflow_to_torch", "torch_to_tensorflow"]
 
 
 def torch_to_tensorflow(source: Any, target: Any) -> None:
@@ -28,7 +33,8 @@ def torch_to_tensorflow(source: Any, target: Any) -> None:
     from portproof.transfer import tensorflow, torch
 
     records = [each.record for each in tensorflow.variables(target)]
-    tensorflow.write(target, fit(torch.records(source), torch.read(source), records))
+    given = adopt(target, torch.records(source), torch.read(source))
+    tensorflow.write(target, fit(given.records, given.values, records))
 
 
 def tensorflow_to_torch(source: Any, target: Any) -> None:
@@ -40,7 +46,40 @@ def tensorflow_to_torch(source: Any, target: Any) -> None:
     from portproof.transfer import tensorflow, torch
 
     records = [each.record for each in tensorflow.variables(source)]
-    torch.write(target, fit(records, tensorflow.read(source), torch.records(target)))
+    given = adopt(target, records, tensorflow.read(source))
+    torch.write(target, fit(given.records, given.values, torch.records(target)))
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """Weights in the form of a model; ``computed`` says that tensors were made of others, and not just renamed."""
+
+    records: Sequence[ParameterRecord]
+    values: Mapping[str, NDArray[Any]]
+    computed: bool = False
+
+
+def adopt(model: Any, records: Sequence[ParameterRecord], values: Mapping[str, NDArray[Any]]) -> Adopted:
+    """``values`` as the model's own ``adopt_weights`` gives them; as they are where it has none.
+
+    Raises:
+        TransferError: the model refuses them.
+    """
+    function = getattr(model, "adopt_weights", None)
+    if function is None:
+        return Adopted(records, values)
+    try:
+        found = function(values)
+    except ValueError as error:
+        raise TransferError(f"The weights do not fit: {error}.") from error
+    origins = {id(value): name for name, value in values.items()}
+    known = {record.name: record for record in records}
+    made = []
+    for name, value in found.items():
+        layer, _, role = name.rpartition(".")
+        origin = known.get(origins.get(id(value), ""))
+        made.append(ParameterRecord(name, layer, role, value.shape, origin.trainable if origin else True, name))
+    return Adopted(made, found, any(id(value) not in origins for value in found.values()))
 
 
 def fit(

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from portproof.errors import CheckpointError, TransferError
 from portproof.files import atomic_path
 from portproof.trace import ParameterRecord
-from portproof.transfer import fit_shape, raise_for
+from portproof.transfer import adopt, fit_shape, raise_for
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TORCH_SUFFIXES = (".pth", ".pt", ".safetensors")
-KERAS_SUFFIXES = (".weights.h5", ".keras")
+KERAS_SUFFIXES = (".weights.h5", ".keras")  # a path without suffix is a SavedModel folder, which is only written
 
 
 def side_of(path: Path) -> str:
@@ -48,6 +48,9 @@ def load_torch(model: Any, path: Path) -> None:
     from portproof.transfer import torch
 
     values = _read_safetensors(path) if path.suffix == ".safetensors" else torch.read_pickle(path)
+    if values and all(name.startswith("module.") for name in values):  # saved from DataParallel
+        values = {name.removeprefix("module."): value for name, value in values.items()}
+    values = dict(adopt(model, (), values).values)
     torch.write(model, _fit_state_dict(values, torch.records(model), path))
 
 
@@ -73,22 +76,38 @@ def load_tensorflow(model: Any, path: Path) -> None:
         raise CheckpointError(f"{path} does not fit this Keras model, or is broken: {text}") from error
 
 
-def save_torch(model: Any, path: Path) -> None:
-    """Write a ``torch.nn.Module``'s state dict as ``.pth``, ``.pt`` or ``.safetensors``."""
+def save_torch(model: Any, path: Path, names: str = "") -> None:
+    """Write a ``torch.nn.Module``'s state dict as ``.pth``, ``.pt`` or ``.safetensors``.
+
+    ``names`` asks the model for other names than its own, by its method ``rename_weights``.
+
+    Raises:
+        CheckpointError: the model has no such names.
+    """
     import numpy as np
     from safetensors.numpy import save_file
 
     from portproof.transfer import torch
 
+    state = dict(model.state_dict())
+    if names:
+        rename = getattr(model, "rename_weights", None)
+        try:
+            if rename is None:
+                raise ValueError(f"a {type(model).__name__} knows no names but its own")
+            state = rename(state, names)
+        except ValueError as error:
+            raise CheckpointError(f"--names {names}: {error}.") from error
     with atomic_path(path) as temporary:
         if path.suffix == ".safetensors":
-            save_file({name: np.ascontiguousarray(array) for name, array in torch.read(model).items()}, temporary)
+            arrays = {name: torch.to_numpy(tensor) for name, tensor in state.items()}
+            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
         else:
-            torch.write_pickle(model, temporary)
+            torch.write_pickle(state, temporary)
 
 
 def save_tensorflow(model: Any, path: Path) -> None:
-    """Write a ``keras.Model`` as ``.weights.h5`` or ``.keras``."""
+    """Write a ``keras.Model`` as ``.weights.h5``, ``.keras``, or without a suffix as a SavedModel folder."""
     # Keras goes by the ending of the name, so the temporary file lies in a folder of its own instead.
     import tempfile
 
@@ -97,8 +116,12 @@ def save_tensorflow(model: Any, path: Path) -> None:
         temporary = Path(folder) / path.name
         if path.name.endswith(".weights.h5"):
             model.save_weights(temporary)
-        else:
+        elif path.name.endswith(".keras"):
             model.save(temporary)
+        else:
+            from portproof.transfer import tensorflow
+
+            tensorflow.export(model, temporary)
         temporary.replace(path)
 
 
@@ -112,9 +135,9 @@ def _raise_for_misfits(model: Any, path: Path, *, left_over_alone: bool = False)
 
     with tempfile.TemporaryDirectory() as folder:
         model.save_weights(Path(folder) / "own.weights.h5")
-        wanted = _keras_shapes(Path(folder) / "own.weights.h5")
+        wanted = keras_shapes(Path(folder) / "own.weights.h5")
     try:
-        given = _keras_shapes(path)
+        given = keras_shapes(path)
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         return
     if left_over_alone and len(given) <= len(wanted):
@@ -131,7 +154,7 @@ def _raise_for_misfits(model: Any, path: Path, *, left_over_alone: bool = False)
     )
 
 
-def _keras_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def keras_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """The tensors of a ``.weights.h5`` or ``.keras`` file and their shapes, without those of optimizer and metrics."""
     import h5py
 
@@ -165,8 +188,6 @@ def _read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
 def _fit_state_dict(
     values: Mapping[str, NDArray[Any]], records: Sequence[ParameterRecord], path: Path
 ) -> dict[str, NDArray[Any]]:
-    if values and all(name.startswith("module.") for name in values):  # saved from DataParallel
-        values = {name.removeprefix("module."): value for name, value in values.items()}
     shapes = {record.name: record.shape for record in records}
     fitted = {name: fit_shape(value, shapes[name]) for name, value in values.items() if name in shapes}
     raise_for(

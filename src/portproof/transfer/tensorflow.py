@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -115,6 +116,22 @@ def write(model: Any, values: Mapping[str, NDArray[Any]]) -> None:
     for each in variables(model):
         if each.record.name in values:
             each.write(values[each.record.name])
+
+
+def export(model: Any, folder: Path) -> None:
+    """Write a SavedModel with the endpoint ``serve``.
+
+    Its input is as the model's ``export_signature`` says, a list of ``tf.TensorSpec``; without one as Keras chooses,
+    which in Keras 2 is the size that the model was last called with.
+    """
+    signature = getattr(model, "export_signature", None)
+    if signature is None:
+        model.export(str(folder))
+        return
+    archive = tf.keras.export.ExportArchive()
+    archive.track(model)
+    archive.add_endpoint(name="serve", fn=model.__call__, input_signature=signature)
+    archive.write_out(str(folder))
 
 
 def _children(layer: Any) -> Iterator[tuple[str, Any]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +63,8 @@ def read_pickle(path: Path) -> dict[str, NDArray[Any]]:
         CheckpointError: the file is broken, would execute code when loaded, or holds no state dict.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with _plain_classes():
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if path.read_bytes()[:1] not in (b"P", b"\x80"):  # a zip file, or the start of any pickle that torch wrote
             raise CheckpointError(f"{path} is not a torch checkpoint, or is broken.") from error
@@ -73,7 +76,7 @@ def read_pickle(path: Path) -> dict[str, NDArray[Any]]:
         text = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path} is not a complete torch checkpoint: {text}") from error
     for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
+        if isinstance(content, dict) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict.")
@@ -83,6 +86,15 @@ def read_pickle(path: Path) -> dict[str, NDArray[Any]]:
     return {name: to_numpy(value) for name, value in content.items()}
 
 
-def write_pickle(model: torch.nn.Module, path: Path) -> None:
-    """Write the state dict with ``torch.save``."""
-    torch.save(model.state_dict(), path)
+def _plain_classes() -> AbstractContextManager[Any]:
+    """Let a file hold the arguments that it was trained with, as training scripts put them beside the weights.
+
+    An ``argparse.Namespace`` is names and values; making one runs no code of the file's.
+    """
+    allow = getattr(torch.serialization, "safe_globals", None)  # since torch 2.5
+    return allow([Namespace]) if allow else nullcontext()
+
+
+def write_pickle(state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write a state dict with ``torch.save``."""
+    torch.save(dict(state), path)

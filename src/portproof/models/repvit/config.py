@@ -12,24 +12,52 @@ from typing import Any
 Stride = int | tuple[int, int]
 Row = tuple[int, int, int, int, int, Stride]
 
-KWS_TINY_CFGS: tuple[Row, ...] = (
-    # k, t, c, use_se, use_hs, stride: kernel, expansion, output channels, SqueezeExcite, unused, (time, frequency)
-    (3, 2, 24, 1, 0, 1),
-    (3, 2, 24, 0, 0, 1),
-    (3, 2, 24, 0, 0, 1),
-    (3, 2, 48, 0, 1, (2, 1)),
-    (3, 2, 48, 1, 1, 1),
-    (3, 2, 48, 0, 1, 1),
-    (3, 2, 48, 1, 1, 1),
-    (3, 2, 48, 0, 1, 1),
-    (3, 2, 48, 1, 1, 1),
-    (3, 2, 48, 0, 1, 1),
-    (3, 2, 96, 0, 1, (2, 1)),
-    (3, 2, 96, 1, 1, 1),
-    (3, 2, 96, 0, 1, 1),
-)
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One network of the family: ``widths`` of its stages and how many stride-1 blocks each has (``depths``).
+
+    A block of stride ``stride`` precedes every stage but the first. Row of stage and block: ``hs_from`` is the first
+    stage whose rows say ``use_hs``, which has no effect and is carried for the official rows' sake.
+    """
+
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    stride: Stride = 2
+    in_channels: int = 3
+    hs_from: int = 2
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The rows ``(k, t, c, use_se, use_hs, stride)`` of the official code."""
+        rows: list[Row] = []
+        for stage, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
+            hs = int(stage >= self.hs_from)
+            if stage:
+                rows.append((3, 2, width, 0, hs, self.stride))
+            # SqueezeExcite in every other block, and in the last of an odd number not, unless it is the only one.
+            gated = [int(i % 2 == 0 and (i + 1 < depth or depth == 1)) for i in range(depth)]
+            rows += [(3, 2, width, use_se, hs, 1) for use_se in gated]
+        return tuple(rows)
+
+
+# Widths and depths from table 1 of the paper and model/repvit.py of the official code; KWS is this project's own.
+VARIANTS: dict[str, Variant] = {
+    "repvit_m0_6": Variant((40, 80, 160, 320), (2, 2, 9, 1)),
+    "repvit_m0_9": Variant((48, 96, 192, 384), (3, 3, 15, 2)),
+    "repvit_m1_0": Variant((56, 112, 224, 448), (3, 3, 15, 2)),
+    "repvit_m1_1": Variant((64, 128, 256, 512), (3, 3, 13, 2)),
+    "repvit_m1_5": Variant((64, 128, 256, 512), (5, 5, 25, 4)),
+    "repvit_m2_3": Variant((80, 160, 320, 640), (7, 7, 35, 2)),
+    "repvit_kws": Variant((24, 48, 96), (3, 6, 2), stride=(2, 1), in_channels=1, hs_from=1),
+}
+
+# k, t, c, use_se, use_hs, stride: kernel, expansion, output channels, SqueezeExcite, unused, (time, frequency)
+KWS_TINY_CFGS: tuple[Row, ...] = VARIANTS["repvit_kws"].rows
 
 KWS_INPUT_SHAPE = (100, 40)  # (time, mel): one second in hops of 10 ms, 40 mel bands
+
+HEAD_STD = 0.02  # of the normal distribution, cut off at ±2, that the linear layers of the ImageNet heads start from
 
 BN_EPSILON = 1e-5  # PyTorch's default, which the official code uses throughout; Keras' own is 1e-3
 BN_MOMENTUM = 0.1  # PyTorch's convention, the weight of the new batch; Keras' is 1 - this
@@ -79,6 +107,12 @@ class RepViTConfig:
     def out_channels(self) -> int:
         """Width of the features that reach the classifier."""
         return self.blocks[-1].out_channels
+
+    @property
+    def stage_ends(self) -> tuple[int, ...]:
+        """Positions in ``features`` (the stem is 0) of the last block of each stage; a stride begins a new one."""
+        starts = [index for index, block in enumerate(self.blocks) if block.downsamples and index]
+        return (*starts, len(self.blocks))
 
     @classmethod
     def from_rows(cls, rows: Sequence[Sequence[Any]], *, in_channels: int) -> RepViTConfig:
