@@ -9,7 +9,6 @@ from collections import Counter
 
 import pytest
 
-from portproof.compare.policy import Policy
 from portproof.matrix.facts import FAILED, MISSING, STALE, Beginning, Drift, DriftPair, Matrix
 from portproof.report.html import matrix_to_html, write_matrix_page
 from portproof.report.html_drift import LEVELS, level_of
@@ -152,13 +151,10 @@ def test_errors_above_the_limit_are_marked_as_judged(given, page):
     cells = (given.replace(matrix.cells[0], errors=wrong), *matrix.cells[1:])
     marks = Counter(attrs["class"] for attrs in page(given.replace(matrix, cells=cells)).all("use") if "x" in attrs)
     assert (marks["ring-wrong"], marks["dot-wrong"]) == (12, 12)
-    lax = {**vars_of(Policy()), "float64": 1.0, "precision": 1e9}
-    marks = Counter(attrs["class"] for attrs in page(given.replace(matrix, cells=cells, policy=lax)).all("use"))
+    lax = given.replace(wrong, limit=(1.0,) * 12, precision=(1.0,) * 12)
+    cells = (given.replace(matrix.cells[0], errors=lax), *matrix.cells[1:])
+    marks = Counter(attrs["class"] for attrs in page(given.replace(matrix, cells=cells)).all("use"))
     assert not marks["ring-wrong"]
-
-
-def vars_of(policy):
-    return {name: getattr(policy, name) for name in policy.__dataclass_fields__}
 
 
 @pytest.mark.parametrize("classes", [1, 4, 15])

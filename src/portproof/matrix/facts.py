@@ -36,6 +36,8 @@ class CellCheck:
     where: str = ""
     count: int = 0
     details: tuple[str, ...] = ()
+    measured: float | None = None
+    allowed: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from portproof.compare.policy import Policy
 from portproof.mirror import Mirror, check_factory
 
 _PACKAGE = Path(__file__).parents[1]
-# They show what was found, or decide which cells run: no measurement and no verdict depends on them.
-_SHOWING = ("cli", "matrix", "report")
+# They show what was found, decide what is run, or use what is measured: no measurement of a cell depends on them.
+_SHOWING = ("cli", "convert", "defects", "honest", "matrix", "repair.py", "report", "selftest")
 _WORDS = {
     "lock": "its lock",
     "source": "portproof's source",
