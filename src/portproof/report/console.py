@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.panel import Panel
@@ -16,13 +14,14 @@ from rich.text import Text
 
 from portproof.compare.checks import FAIL, NOTE, PASS, UNKNOWN, Check, same_shape
 from portproof.compare.verdict import DIFFERS, SAME, UNDECIDED
+from portproof.report import words
 from portproof.report.listing import render_list, render_show
 from portproof.report.progress import Progress
 from portproof.report.terminal import console_for, cut, grid, mark, render_error, shape, table, text
 
 if TYPE_CHECKING:
     from portproof.compare.divergence import Divergence
-    from portproof.compare.facts import Facts, Measurement
+    from portproof.compare.facts import Measurement
     from portproof.report import Report
 
 __all__ = ["Progress", "console_for", "render_error", "render_list", "render_report", "render_show"]
@@ -32,48 +31,6 @@ _MARK, _NUMBER = 8, 10  # columns that a mark and a number take, with the space 
 _FOUND = 32  # columns for what is no number of its own, such as "214,222 in 195 + 6,888 in 108"
 _OUTCOME = {SAME: "bold green", DIFFERS: "bold red", UNDECIDED: "bold yellow"}
 _SHOWN = {PASS: 2, NOTE: 6, FAIL: 3, UNKNOWN: 6}  # details of one check, unless all are asked for
-
-
-@dataclass(frozen=True)
-class _Section:
-    """Checks that belong together. ``said`` is what the heading says already, and is left out of the titles."""
-
-    heading: str
-    names: tuple[str, ...]
-    said: str = ""
-    columns: tuple[str, ...] = ("measured", "limit")
-
-    @property
-    def own_error(self) -> bool:
-        """Whether a value of the original stands beside that of the port, besides the limit."""
-        return len(self.columns) == 3
-
-    def holds(self, check: Check) -> bool:
-        """Whether the check belongs here, by its name."""
-        return any(check.name == name or check.name.startswith((f"{name}-", f"{name}.")) for name in self.names)
-
-
-_STRUCTURE = _Section(
-    "structure", ("cpu", "parameters", "weights", "stages", "outputs", "dropout", "coverage", "forward", "float64")
-)
-_SECTIONS = (
-    _STRUCTURE,
-    _Section(
-        "gradients that are not zero", ("count",), "^(live|non-zero) gradients of (the )?", columns=("port", "original")
-    ),
-    _Section("same function: eval mode, float64", ("function",), ", eval mode, float64$"),
-    _Section(
-        "same function: training, float64", ("training", "batchnorm", "sgd", "adamw"), ", training mode, float64$"
-    ),
-    _Section(
-        "same precision: error in float32",
-        ("precision",),
-        "^float32 error of (the )?",
-        ("port", "original", "limit"),
-    ),
-    _Section("float32 against float32, no float64 proof", ("fallback",), r", float32 \(no float64 proof\)$"),
-    _Section("further checks", ()),
-)
 
 
 def render_report(
@@ -107,33 +64,25 @@ def _outputs(row: Sequence[float]) -> str:
     return few if len(row) <= 4 else f"{few} …"
 
 
-def side_names(facts: Facts) -> tuple[str, str]:
-    """What the two sides are called: original and port, or which framework and version for any other two traces."""
-    a, b = facts.sides["a"], facts.sides["b"]
-    if (a["side"], b["side"]) == ("torch", "tensorflow"):
-        return "original", "port"
-    return f"a: {_framework(a)}", f"b: {_framework(b)}"
-
-
 class _Page:
     """One report on one console."""
 
     def __init__(self, console: Console, report: Report, verbose: bool) -> None:
         self.console, self.report, self.verbose = console, report, verbose
         self.facts, self.verdict = report.facts, report.verdict
-        self.a, self.b = side_names(report.facts)
+        self.a, self.b = words.side_names(report.facts)
         self.stacked = console.width < _STACKED_BELOW
 
     def header(self) -> None:
         """What was compared with what, and on which machine."""
         a, b = self.facts.sides["a"], self.facts.sides["b"]
         rows = grid()
-        rows.add_row(text("comparing"), text(_subject(self.facts), "bold"))
+        rows.add_row(text("comparing"), text(words.subject(self.facts), "bold"))
         for name, side in ((self.a, a), (self.b, b)):
-            rows.add_row(text(name), text(f"{_built(side)}\n{side['factory']}"))
-        machines = dict.fromkeys([_machine(a), _machine(b)])
+            rows.add_row(text(name), text(f"{words.built(side)}\n{side['factory']}"))
+        machines = dict.fromkeys([words.machine(a), words.machine(b)])
         rows.add_row(text("machine"), text("\n".join(machines)))
-        rows.add_row(text("weights"), text(_weights(a, b)))
+        rows.add_row(text("weights"), text(words.weights(a, b)))
         samples = self.report.recorded.get("samples")
         if samples and not self.facts.samples:
             rows.add_row(text("samples"), text(", ".join(samples)))
@@ -170,17 +119,13 @@ class _Page:
 
     def checks(self) -> None:
         """All checks, in sections."""
-        left = list(self.verdict.checks)
-        for section in _SECTIONS:
-            found = [check for check in left if section.holds(check) or not section.names]
-            left = [check for check in left if check not in found]
-            if found:
-                self._block(None, self._structure(found) if section is _STRUCTURE else self._numbers(section, found))
+        for section, found in words.in_sections(self.verdict.checks):
+            self._block(None, self._structure(found) if section is words.STRUCTURE else self._numbers(section, found))
         if self.stacked:
             self._block(None, text("After a title stands the tensor that came closest to its limit.", "dim"))
 
     def _structure(self, checks: Sequence[Check]) -> Table:
-        rows = table("", _STRUCTURE.heading, "")
+        rows = table("", words.STRUCTURE.heading, "")
         rows.columns[0].width = _MARK - 2
         rows.columns[1].width = min(self._title_width(), self.console.width - _MARK - _FOUND)
         for check in checks:
@@ -190,7 +135,7 @@ class _Page:
             rows.add_row(self._mark(check.status), text(check.title), found)
         return rows
 
-    def _numbers(self, section: _Section, checks: Sequence[Check]) -> Table:
+    def _numbers(self, section: words.Section, checks: Sequence[Check]) -> Table:
         columns = [*section.columns, "tensors"]
         # The columns of numbers stand below each other in all sections.
         width = self._title_width() - _NUMBER * (len(columns) - 3)
@@ -202,7 +147,7 @@ class _Page:
         if not self.stacked:
             rows.add_column("closest to the limit", overflow="fold")
         for check in checks:
-            title = text(re.sub(section.said, "", check.title))
+            title = text(section.title(check))
             closest = check.where if check.count > 1 else ""  # of one tensor, none came closer than others
             closest = closest if self.verbose else cut(closest, width if self.stacked else rest)
             if self.stacked and closest:
@@ -243,17 +188,16 @@ class _Page:
         found = self.verdict.divergence
         if found is None:
             return
-        measured = next((each for each in self.facts.measurements if _is_of(each, found)), None)
+        measured = words.measured_at(self.facts, found)
         other = f"   ({self.b}: {found.other})" if found.other and found.other != found.layer else ""
-        mode = "" if " mode" in found.what else ", training mode" if found.phase == "float64.train" else ", eval mode"
-        what = f"{found.what}{mode if found.what == 'output' else ''}, {found.phase.partition('.')[0]}"
-        lines = [text(found.layer, "bold") + text(other), text(f"{what}: relative difference {found.relative:.3g}")]
+        lines = [
+            text(found.layer, "bold") + text(other),
+            text(f"{words.diverged(found)}: relative difference {found.relative:.3g}"),
+        ]
         if found.name not in ("", found.layer):
             lines.append(text(f"tensor {found.name}", "dim"))
-        if found.what == "output":
-            agrees = "its inputs agree: the difference begins here"
-            before = "what reaches it differs already: look at the code between the layers in front of it"
-            lines.append(text(agrees if found.inputs_agree else before, "bold"))
+        if reached := words.reached(found):
+            lines.append(text(reached, "bold"))
         rows = grid()
         for name, value in self._values(found, measured):
             rows.add_row(text(name), text(value))
@@ -305,8 +249,8 @@ class _Page:
         """The verdict."""
         verdict, seconds = self.verdict, self.report.recorded.get("seconds")
         took = f", {seconds:.1f} s" if isinstance(seconds, (int, float)) else ""
-        count = len(verdict.checks)
-        line = f"  {_subject(self.facts)}: {verdict.summary.removeprefix('the same model: ')} ({count} checks{took})"
+        summary, count = verdict.summary.removeprefix("the same model: "), len(verdict.checks)
+        line = f"  {words.subject(self.facts)}: {summary} ({count} checks{took})"
         self.console.print(text(verdict.outcome.upper(), _OUTCOME[verdict.outcome]) + text(line), soft_wrap=True)
 
     def _mark(self, status: str) -> Text:
@@ -317,53 +261,3 @@ class _Page:
             self.console.print(text(heading, "bold"))
         self.console.print(body)
         self.console.print()
-
-
-def _subject(facts: Facts) -> str:
-    return " and ".join(dict.fromkeys(str(side["subject"]) for side in facts.sides.values()))
-
-
-def _framework(side: dict[str, Any]) -> str:
-    return f"{side['environment']['framework']} {side['environment']['version']}"
-
-
-def _built(side: dict[str, Any]) -> str:
-    environment = side["environment"]
-    python = environment.get("machine", {}).get("python", {}).get("version")
-    threads = environment.get("threads")
-    parts = [
-        _framework(side),
-        f"keras {environment['keras']}" if "keras" in environment else "",
-        f"{environment['build']} build" if "build" in environment else "",
-        f"Python {python}" if python else "",
-        f"{environment['cpu_capability']} kernels" if "cpu_capability" in environment else "",
-        f"{threads} thread{'' if threads == 1 else 's'}" if threads else "",
-    ]
-    return ", ".join(part for part in parts if part)
-
-
-def _machine(side: dict[str, Any]) -> str:
-    machine = side["environment"].get("machine", {})
-    seen = side["environment"]["accelerators"]
-    present = [str(each) for each in machine.get("accelerators", ()) if each not in seen]
-    parts = [
-        machine.get("cpu", {}).get("model", "unknown CPU"),
-        f"accelerators VISIBLE: {', '.join(seen)}" if seen else "no accelerator visible",
-        f"hidden: {', '.join(present)}" if present else "",
-    ]
-    return ", ".join(part for part in parts if part)
-
-
-def _weights(a: dict[str, Any], b: dict[str, Any]) -> str:
-    carried = {("give", "take"): "the original's, carried over", ("take", "give"): "the port's, carried over"}
-    seeds = dict.fromkeys([a["seed"], b["seed"]])
-    return f"{carried.get((a['weights'], b['weights']), 'of each side itself')}; seed {' and '.join(map(str, seeds))}"
-
-
-def _is_of(measurement: Measurement, found: Divergence) -> bool:
-    return (measurement.phase, measurement.layer, measurement.name, measurement.distance.relative) == (
-        found.phase,
-        found.layer,
-        found.name,
-        found.relative,
-    )
