@@ -131,6 +131,7 @@ def _run_check(
     *,
     json_file: Path | None,
     junit_file: Path | None,
+    html_file: Path | None,
     policy_file: Path | None,
     quiet: bool,
     verbose: bool,
@@ -142,7 +143,9 @@ def _run_check(
     settings, policy = common.make_settings(**running), common.read_policy(policy_file)
     with Progress(quiet=quiet) as progress:
         report = run_check(mirror, phases=phases, settings=settings, policy=policy, progress=progress)
-    return common.finish(report, json_file=json_file, junit_file=junit_file, quiet=quiet, verbose=verbose)
+    return common.finish(
+        report, json_file=json_file, junit_file=junit_file, html_file=html_file, quiet=quiet, verbose=verbose
+    )
 
 
 COMMANDS = (check, smoke, parity)

@@ -38,6 +38,7 @@ debug = click.option(
 output = options(
     click.option("--json", "json_file", type=FILE, metavar="FILE", help="Write the report as JSON (see `judge`)."),
     click.option("--junit", "junit_file", type=FILE, metavar="FILE", help="Write the checks as JUnit XML."),
+    click.option("--html", "html_file", type=FILE, metavar="FILE", help="Write one HTML page, plots included."),
     click.option("--policy", "policy_file", type=FILE, metavar="FILE", help="Limits, as TOML (README: Limits)."),
     click.option("-q", "--quiet", is_flag=True, help="Print the verdict's line alone."),
     click.option("-v", "--verbose", is_flag=True, help="Print every detail of every check."),
@@ -105,7 +106,15 @@ def make_settings(
     )
 
 
-def finish(report: Report, *, json_file: Path | None, junit_file: Path | None, quiet: bool, verbose: bool) -> int:
+def finish(
+    report: Report,
+    *,
+    json_file: Path | None,
+    junit_file: Path | None,
+    html_file: Path | None,
+    quiet: bool,
+    verbose: bool,
+) -> int:
     """Write and print a report; returns the exit code."""
     from portproof.report.console import render_report
 
@@ -115,6 +124,10 @@ def finish(report: Report, *, json_file: Path | None, junit_file: Path | None, q
         from portproof.report.junit import write_junit
 
         write_junit(report, junit_file)
+    if html_file:
+        from portproof.report.html import write_page
+
+        write_page(report, html_file)
     render_report(report, quiet=quiet, verbose=verbose)
     return EXIT_CODES[report.verdict.outcome]
 
