@@ -63,14 +63,23 @@ def limit64(measurement: Measurement, policy: Policy, overall: float = 0.0) -> f
     error = measurement.error_a
     if error is None or not math.isfinite(error):
         error = overall
-    share = policy.conditioning * error * _FLOAT32_TO_FLOAT64
     times = policy.steps if measurement.phase in ("float64.sgd", "float64.adamw") else 1.0
-    return times * max(policy.float64, min(share, policy.float64_most))
+    return times * function_limit(error, policy)
+
+
+def function_limit(error: float, policy: Policy) -> float:
+    """What a tensor may differ by in float64 whose reference has this float32 error."""
+    return max(policy.float64, min(policy.conditioning * error * _FLOAT32_TO_FLOAT64, policy.float64_most))
 
 
 def precision_limit(measurement: Measurement, policy: Policy) -> float:
     """What the port's float32 error may be: a multiple of the original's, or a few units in the last place."""
-    return max(policy.precision * (measurement.error_a or 0.0), policy.precision_floor)
+    return error_limit(measurement.error_a or 0.0, policy)
+
+
+def error_limit(error: float, policy: Policy) -> float:
+    """What the port's float32 error may be where the original's is ``error``."""
+    return max(policy.precision * error, policy.precision_floor)
 
 
 def limit32(measurement: Measurement, policy: Policy) -> float:

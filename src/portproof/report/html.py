@@ -13,6 +13,7 @@ from portproof.files import write_text
 if TYPE_CHECKING:
     import jinja2
 
+    from portproof.matrix.facts import Matrix
     from portproof.report import Report
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -30,6 +31,19 @@ def to_html(report: Report) -> str:
     from portproof.report.html_page import SIGNS, WORDS, page_of
 
     return _rendered("check.html.jinja", page=page_of(report), signs=SIGNS, words=WORDS)
+
+
+def write_matrix_page(matrix: Matrix, path: Path | str) -> None:
+    """Write the page of a matrix, complete or not at all; raises `OSError` if it cannot be written."""
+    write_text(Path(path), matrix_to_html(matrix))
+
+
+def matrix_to_html(matrix: Matrix) -> str:
+    """The page of a matrix."""
+    from portproof.report.html_matrix import page_of_matrix
+    from portproof.report.html_page import SIGNS, WORDS
+
+    return _rendered("matrix.html.jinja", page=page_of_matrix(matrix), signs=SIGNS, words=WORDS)
 
 
 def _rendered(template: str, **values: Any) -> str:

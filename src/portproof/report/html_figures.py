@@ -17,7 +17,7 @@ from portproof.report.html_plot import Line, Plot, Series, draw, number
 from portproof.report.terminal import shape
 
 MOST = 1000  # places of a figure; of more, those that came closest to their limits are shown, and the page stays small
-_ROUNDING = {"float64": 2.0**-53, "float32": 2.0**-24}  # the relative error of one rounding
+ROUNDING = {"float64": 2.0**-53, "float32": 2.0**-24}  # the relative error of one rounding
 _SHAPES = ("ring", "dot")  # the second mark stays visible inside the first
 
 _Limit = Callable[[Measurement], float]
@@ -324,7 +324,7 @@ class _Drawing:
                 lines.append(Line("limit", _range(limits), limits))
                 headings.append("limit")
                 columns.append([Cell(number(value)) for value in limits])
-        rounding = _ROUNDING[panel.precision]
+        rounding = ROUNDING[panel.precision]
         lines.append(Line("floor", f"one rounding {number(rounding)}", [rounding] * len(places)))
         diverged = self._verdict.divergence
         first = next(

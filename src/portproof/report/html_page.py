@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SIGNS = {PASS: "✓", FAIL: "✗", NOTE: "·", UNKNOWN: "?"}
 WORDS = {PASS: "pass", FAIL: "fail", NOTE: "note", UNKNOWN: "open"}
 OUTCOMES = {"same": (PASS, "SAME"), "differs": (FAIL, "DIFFERS"), "undecided": (UNKNOWN, "UNDECIDED")}
-_POLICY = {
+POLICY = {
     "float64": "relative difference in float64",
     "conditioning": "more for tensors that amplify rounding: times their float32 error, times 2^-29",
     "float64_most": "what conditioning may raise the limit to",
@@ -151,7 +151,7 @@ def page_of(report: Report) -> Page:
         ),
         environment=tuple(_facts_of(sides["a"]["environment"], sides["b"]["environment"])),
         settings=facts.settings,
-        policy=tuple((name, f"{value:.3g}", _POLICY.get(name, "")) for name, value in asdict(verdict.policy).items()),
+        policy=tuple((name, f"{value:.3g}", POLICY.get(name, "")) for name, value in asdict(verdict.policy).items()),
         notes=tuple(_notes(facts, names)),
         logs=tuple((str(side), str(path)) for side, path in recorded.get("logs", {}).items()),
         seconds=tuple(_seconds(recorded)),

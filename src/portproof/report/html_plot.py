@@ -91,6 +91,7 @@ class Plot:
     marks: tuple[Mark, ...]
     keys: tuple[tuple[str, str, str], ...]
     first: float | None = None
+    first_label: str = ""
 
 
 def draw(
@@ -102,6 +103,7 @@ def draw(
     *,
     groups: Sequence[str] = (),
     first: int | None = None,
+    first_label: str = "first divergence",
     height: int = HEIGHT,
 ) -> Plot:
     """Place everything.
@@ -113,7 +115,8 @@ def draw(
         series: the values, at most two kinds that a reader can tell apart.
         lines: limits and floors.
         groups: the group of each place; neighbours of one group share a band.
-        first: the place of the first divergence.
+        first: the place where a difference begins.
+        first_label: what stands there.
         height: of the plot.
     """
     values = [*_all(each.values for each in series), *_all(each.values for each in lines)]
@@ -146,6 +149,7 @@ def draw(
         marks=marks,
         keys=tuple((each.name, each.shape, f"{each.shape}-wrong" * any(each.wrong)) for each in series),
         first=None if first is None else x(first),
+        first_label=first_label,
     )
 
 

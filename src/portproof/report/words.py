@@ -5,12 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from portproof.compare.checks import Check
     from portproof.compare.divergence import Divergence
     from portproof.compare.facts import Facts, Measurement
+
+
+class Named(Protocol):
+    """A check, of one run or of one cell of the matrix."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in code."""
+
+    @property
+    def title(self) -> str:
+        """What it is called in a report."""
+
+
+_Named = TypeVar("_Named", bound=Named)
 
 
 @dataclass(frozen=True)
@@ -27,11 +41,11 @@ class Section:
         """Whether a value of the original stands beside that of the port, besides the limit."""
         return len(self.columns) == 3
 
-    def holds(self, check: Check) -> bool:
+    def holds(self, check: Named) -> bool:
         """Whether the check belongs here, by its name."""
         return any(check.name == name or check.name.startswith((f"{name}-", f"{name}.")) for name in self.names)
 
-    def title(self, check: Check) -> str:
+    def title(self, check: Named) -> str:
         """The check's title without what the heading says already."""
         return re.sub(self.said, "", check.title)
 
@@ -55,7 +69,7 @@ SECTIONS = (
 )
 
 
-def in_sections(checks: Sequence[Check]) -> Iterator[tuple[Section, list[Check]]]:
+def in_sections(checks: Sequence[_Named]) -> Iterator[tuple[Section, list[_Named]]]:
     """All checks, each in the first section that holds it; empty sections are left out."""
     left = list(checks)
     for section in SECTIONS:
