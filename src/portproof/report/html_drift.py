@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from portproof.matrix.facts import Drift, DriftPair
 
 SIDES = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
-_BASE = {"float64": -17, "float32": -9}  # decade of the faintest colour, a tenth of one rounding
+_BASE = {"float32": -9, "float64": -17}  # decade of the faintest colour, a tenth of one rounding
 LEVELS = 7
 _ROUNDING = {"float64": 2.0**-53, "float32": 2.0**-24}
 MOST_PAIRS = 12  # of one side that are shown with a plot; the table has all
@@ -30,10 +30,11 @@ class Heat:
 
 @dataclass(frozen=True, slots=True)
 class HeatMap:
-    """Cells x cells in one precision; ``key`` says what each level means."""
+    """Cells x cells in one precision, with the class of each cell; ``key`` says what each level means."""
 
     precision: str
     cells: tuple[str, ...]
+    classes: tuple[str, ...]
     rows: tuple[tuple[Heat, ...], ...]
     key: tuple[tuple[int, str], ...]
 
@@ -86,7 +87,7 @@ def drift_of(drift: Drift, most: int) -> DriftView:
         side=SIDES.get(drift.side, drift.side),
         summary=drift_summary(drift),
         classes=tuple((letter(index), members) for index, members in enumerate(drift.classes)),
-        maps=tuple(_map(drift, cells, precision) for precision in ("float32", "float64")),
+        maps=tuple(_map(drift, cells, precision) for precision in _BASE),
         pairs=tuple(_pair(drift, pair, most if pair in shown else 0) for pair in drift.pairs),
         layers=len(drift.layers),
     )
@@ -103,12 +104,9 @@ def drift_summary(drift: Drift) -> str:
     if len(drift.classes) == 1:
         return f"all {cells} cells are equal to the bit" if cells > 1 else "one cell alone, nothing to compare it with"
     measured = [pair for pair in drift.pairs if not pair.not_comparable]
-    apart = ", ".join(
-        f"{number(max(pair.largest(precision) for pair in measured))} in {precision}"
-        for precision in ("float32", "float64")
-        if measured
-    )
-    tail = f", at most {apart} apart in any layer's output" if apart else ""
+    most = [(precision, max(pair.largest(precision) for pair in measured)) for precision in _BASE if measured]
+    apart = ", ".join(f"by at most {number(v)} in {name}" if v else f"not at all in {name}" for name, v in most)
+    tail = f"; the outputs of layers differ {apart}" if apart else ""
     return f"{cells} cells in {len(drift.classes)} classes of equal bits{tail}"
 
 
@@ -128,7 +126,8 @@ def _map(drift: Drift, cells: Sequence[str], precision: str) -> HeatMap:
         if level:
             above = "" if level == 1 else f"1e{base + level - 1:+03d} "
             key.append((level, f"{above}to 1e{base + level:+03d}" if level < LEVELS else f"{above}and more"))
-    return HeatMap(precision, tuple(cells), rows, tuple(key))
+    classes = tuple(letter(index) for index, members in enumerate(drift.classes) for _ in members)
+    return HeatMap(precision, tuple(cells), classes, rows, tuple(key))
 
 
 def _field(drift: Drift, a: str, b: str, precision: str) -> Heat:

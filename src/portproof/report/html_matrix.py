@@ -156,7 +156,7 @@ def _numbers(matrix: Matrix) -> Iterator[tuple[str, str]]:
         if drift.classes:
             yield f"{SIDES.get(drift.side, drift.side)} classes", f"{len(drift.classes)} of equal bits"
     seconds = sum(sum(cell.seconds.values()) for cell in matrix.cells)
-    yield "seconds of all cells", f"{seconds:,.0f}"
+    yield "run time of all cells", f"{seconds:,.0f} s"
 
 
 def _release(version: str) -> list[int]:
