@@ -1,8 +1,11 @@
-"""Reports made by hand: facts about a model of two layers, each test changing what it is about."""
+"""Reports made by hand: facts about a model of two layers, each test changing what it is about; and whole ones."""
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +14,18 @@ from portproof.compare.facts import CallFacts, Cause, Facts, Measurement, Struct
 from portproof.compare.measure import Distance
 from portproof.compare.policy import Policy
 from portproof.compare.verdict import judge
+from portproof.matrix.facts import (
+    COMPLETE,
+    Beginning,
+    CellCheck,
+    CellResult,
+    Drift,
+    DriftGroup,
+    DriftPair,
+    Environment,
+    LayerErrors,
+    Matrix,
+)
 from portproof.report import Report
 
 COUNTS = {
@@ -109,10 +124,135 @@ def undecided():
     return report(facts([measurement("conv"), measurement("bn", bad_a=3, bad_b=3)]))
 
 
+def whole(layers=12, *, wrong_from=None, name="features.{}.block.conv"):
+    """A parity run of a chain of layers, with every kind of measurement; from ``wrong_from`` on, the port is wrong."""
+    names = [name.format(i) for i in range(layers)]
+    relative = [3e-15 if wrong_from is None or i < wrong_from else 2e-4 for i in range(layers)]
+    found = []
+    for i, layer in enumerate(names):
+        own = {"error_a": 3e-7 * (1 + i % 3), "error_b": 4e-7 * (1 + i % 3)}
+        for phase in ("float64.eval", "float64.train"):
+            found.append(measurement(layer, phase=phase, relative=relative[i], **own))
+            found.append(
+                measurement(f"{layer}.weight", "gradients", phase, relative=relative[i] * 2, layer=layer, **own)
+            )
+        for phase in ("float64.train", "float64.sgd", "float64.adamw"):
+            found.append(measurement(f"{layer}.running_var", "buffers", phase, relative=0.0, layer=layer))
+        for phase in ("float64.sgd", "float64.adamw"):
+            found.append(measurement(f"{layer}.weight", "parameters", phase, relative=1e-14, layer=layer))
+    found += [
+        measurement("batch of 1:0", "batches", "float64.forward", layer=""),
+        measurement("loss", "loss", layer=""),
+    ]
+    outputs = {(m.phase, m.name): m.key for m in found if m.group == "outputs"}
+    calls = {
+        phase: tuple(
+            CallFacts(layer, layer, True, "conv2d", "conv2d", (outputs.get((phase, before)),), (outputs[phase, layer],))
+            for before, layer in zip(["", *names], names, strict=False)
+        )
+        for phase in ("float64.eval", "float64.train")
+    }
+    causes = (Cause(names[wrong_from], "the port pads 'same'"),) if wrong_from is not None else ()
+    stages = tuple(
+        {"name": each.partition(".block")[0], "other": "", "kind": "Block", "a": [2, 4], "b": [2, 4]} for each in names
+    )
+    every = facts(found, calls=calls, causes=causes, structure=structure(stages=stages))
+    return report(every, logs={"torch": "/somewhere/torch.log"}, samples=[])
+
+
+CELLS = tomllib.loads((Path(__file__).parents[2] / "src/portproof/cells.toml").read_text(encoding="utf-8"))["cells"]
+
+
+def cell(row, errors, checks, **changes):
+    seen = Environment(
+        row["python"], row["tensorflow"], row["keras"], row["torch"], "CPU", row["numpy"], "5.29", "A CPU"
+    )
+    return CellResult(**{
+        "id": f"{row['python']}-tf{row['tensorflow']}", "python": row["python"], "tensorflow": row["tensorflow"],
+        "state": COMPLETE, "outcome": "same", "summary": "the same model", "environment": seen, "checks": checks,
+        "errors": errors, "seconds": {"parity": 7.25}, **changes,
+    })  # fmt: skip
+
+
+def matrix(layers=12, classes=3, checks=20, **changes):
+    """All cells of the table, green; TensorFlow's in ``classes`` classes, torch's in one."""
+    names = tuple(f"features.{i}.block.conv" for i in range(layers))
+    results = []
+    for i, row in enumerate(CELLS):
+        own = 1 + min(i, classes - 1)
+        errors = LayerErrors(names, (own * 1e-15,) * layers, (3e-7,) * layers, (own * 3e-7,) * layers)
+        measured = [
+            CellCheck(
+                "parity", f"function-{k}", f"check {k}, eval mode, float64", "pass", f"{own}.{k % 10}e-15", "1.0e-12",
+                f"features.{k}.block.conv", layers, (f"detail of {k}",),
+            )
+            for k in range(checks)
+        ]  # fmt: skip
+        precision = CellCheck("parity", "precision-layers", "float32 error of every layer's output", "pass",
+                              f"{own}.0e-07 (original 3.0e-07)", "4.8e-06", names[-1], layers)  # fmt: skip
+        smoke = CellCheck("smoke", "parameters", "trainable values pair up", "pass", "1,234 in 3", "1,234 in 3")
+        results.append(cell(row, errors, (*measured, precision, smoke)))
+    ids = [each.id for each in results]
+    members = [tuple(ids[i : i + 1]) for i in range(classes - 1)] + [tuple(ids[classes - 1 :])]
+    pairs = tuple(
+        DriftPair(
+            i, j, (0.0,) * layers, (0.0, *(1.5e-7 * (i + j),) * (layers - 1)),
+            {"float32": Beginning("float32.eval", names[1], "gelu", 1.5e-7, 1e-6, 10.0)},
+            (DriftGroup("gradients", "gradients of the parameters", "float32.eval", 195, 3, 4.4e-6, "stem.weight"),),
+            ("erf is another one",), (f"tensorflow {i} and {j}",),
+        )
+        for j in range(classes)
+        for i in range(j)
+    )  # fmt: skip
+    kinds = ("conv2d",) * layers
+    drifts = (Drift("torch", names, kinds, (tuple(ids),)), Drift("tensorflow", names, kinds, tuple(members), pairs))
+    return Matrix(**{"subject": "demo", "cells": tuple(results), "drift": drifts, **changes})
+
+
+VOID = {"meta", "br", "input", "link", "img"}
+
+
+class Parsed(HTMLParser):
+    """A page as a tree would have it: elements with their attributes, and text; errors where tags do not match."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.words, self._open = [], [], []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag, attrs):
+        assert len({name for name, _ in attrs}) == len(attrs), f"an attribute twice: {tag} {attrs}"
+        self.elements.append((tag, dict(attrs), tuple(self._open)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        assert tag in {"circle", "path", "rect", "use"}, f"<{tag}/> closes nothing in HTML"
+        self.elements.append((tag, dict(attrs), tuple(self._open)))
+
+    def handle_endtag(self, tag):
+        assert self._open[-1] == tag, f"</{tag}> in {self._open}"
+        self._open.pop()
+
+    def handle_data(self, data):
+        if self._open and self._open[-1] not in ("style", "script"):
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, tag):
+        return [attrs for name, attrs, _ in self.elements if name == tag]
+
+
 @pytest.fixture
 def given():
     """The factories, as one namespace: with importlib as the import mode, tests cannot import from each other."""
     return SimpleNamespace(
         distance=distance, measurement=measurement, structure=structure, facts=facts, report=report, side=side,
         environment=environment, differing=differing, undecided=undecided, replace=replace,
+        whole=whole, matrix=matrix, cells=CELLS, cell=cell, parsed=Parsed,
     )  # fmt: skip

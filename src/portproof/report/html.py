@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import re
 from pathlib import Path
@@ -54,6 +55,7 @@ def _rendered(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(style=style, script=script, policy=policy, **values)
 
 
+@functools.cache
 def _environment() -> jinja2.Environment:
     import jinja2
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from portproof.matrix.facts import Drift, DriftPair
 
 SIDES = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
-_BASE = {"float32": -9, "float64": -17}  # decade of the faintest colour, a tenth of one rounding
+_BASE = {"float32": -8, "float64": -16}  # decade at which colours begin, a little below one rounding
 LEVELS = 7
 _ROUNDING = {"float64": 2.0**-53, "float32": 2.0**-24}
 MOST_PAIRS = 12  # of one side that are shown with a plot; the table has all
@@ -120,12 +120,7 @@ def _shown(drift: Drift) -> list[DriftPair]:
 def _map(drift: Drift, cells: Sequence[str], precision: str) -> HeatMap:
     rows = tuple(tuple(_field(drift, a, b, precision) for b in cells) for a in cells)
     used = sorted({each.level for row in rows for each in row if each.text not in ("", "?")})
-    base = _BASE[precision]
-    key = [(0, "equal to the bit")] if 0 in used else []
-    for level in used:
-        if level:
-            above = "" if level == 1 else f"1e{base + level - 1:+03d} "
-            key.append((level, f"{above}to 1e{base + level:+03d}" if level < LEVELS else f"{above}and more"))
+    key = [(level, _key(level, _BASE[precision])) for level in used]
     classes = tuple(letter(index) for index, members in enumerate(drift.classes) for _ in members)
     return HeatMap(precision, tuple(cells), classes, rows, tuple(key))
 
@@ -143,12 +138,19 @@ def _field(drift: Drift, a: str, b: str, precision: str) -> Heat:
 
 
 def level_of(value: float, precision: str) -> int:
-    """The colour of a relative difference: one level a decade."""
+    """The colour of a relative difference: two levels a decade."""
     if value == 0:
         return 0
     if not math.isfinite(value):
         return LEVELS
-    return min(max(math.floor(math.log10(value)) - _BASE[precision] + 1, 1), LEVELS)
+    return min(max(math.floor((math.log10(value) - _BASE[precision]) * 2) + 1, 1), LEVELS)
+
+
+def _key(level: int, base: int) -> str:
+    if level == 0:
+        return "equal to the bit"
+    edges = [f"{1 if half % 2 == 0 else 3}e{base + half // 2:+03d}" for half in (level - 1, level)]
+    return f"below {edges[1]}" if level == 1 else f"{edges[0]} and more" if level == LEVELS else " to ".join(edges)
 
 
 def _pair(drift: Drift, pair: DriftPair, most: int) -> PairView:
@@ -193,7 +195,7 @@ def _plot(drift: Drift, pair: DriftPair, name: str, most: int) -> Plot:
     lines = [
         Line("floor", f"rounding {precision}", [rounding] * len(places)) for precision, rounding in _ROUNDING.items()
     ]
-    first = next((drift.layers.index(each.layer) for each in pair.begins.values() if each.layer in drift.layers), None)
+    first = min((drift.layers.index(b.layer) for b in pair.begins.values() if b.layer in drift.layers), default=None)
     said = " ".join(_said(each.name, each.values) for each in series)
     return draw(
         f"{name}: {drift.classes[pair.a][0]} against {drift.classes[pair.b][0]}",

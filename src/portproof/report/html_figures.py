@@ -16,7 +16,7 @@ from portproof.compare.verdict import Verdict
 from portproof.report.html_plot import Line, Plot, Series, draw, number
 from portproof.report.terminal import shape
 
-MOST = 1000  # places of a figure; of more, those that came closest to their limits are shown, and the page stays small
+MOST = 500  # places of a figure; of more, those that came closest to their limits are shown, and the page stays small
 ROUNDING = {"float64": 2.0**-53, "float32": 2.0**-24}  # the relative error of one rounding
 _SHAPES = ("ring", "dot")  # the second mark stays visible inside the first
 

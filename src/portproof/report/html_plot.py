@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 LEFT, RIGHT, TOP, BOTTOM = 62, 124, 8, 24  # for the labels of the axis and of the lines
 WIDTH, HEIGHT = 1000, 220  # of the whole plot, in units of its view box; about pixels on a wide screen
-LANE = 16
+LANE = 22
 DECADES = 8  # labels of the axis, at most
 FURTHEST = (-20, 4)  # decades; what lies beyond stands at the edge, and its title has the value
 _CHARACTER = 6.2  # width of one, in the font of the labels
