@@ -107,13 +107,13 @@ def parity(session: nox.Session) -> None:
 @nox.session(requires=[ENVIRONMENT], python=False)
 def tests(session: nox.Session) -> None:
     """The tests, by pytest; those that take minutes are in `slow`."""
-    in_environment(session, "-m", "pytest", "-m", "not slow and not docker")
+    in_environment(session, "-m", "pytest", "-m", "not slow and not docker and not browser")
 
 
 @nox.session(requires=[ENVIRONMENT], python=False, default=False)
 def slow(session: nox.Session) -> None:
     """The tests that take minutes."""
-    in_environment(session, "-m", "pytest", "-m", "slow and not docker")
+    in_environment(session, "-m", "pytest", "-m", "slow and not docker and not browser")
 
 
 @nox.session(requires=[ENVIRONMENT], python=False, default=False)
@@ -147,6 +147,13 @@ def docker(session: nox.Session) -> None:
     """The tests that build the image and run it, with a real engine; PYTHON_VERSION and TF_VERSION select the cell."""
     install(session, ["-e", ".", *group("docker")])
     session.run("pytest", "tests/docker", *session.posargs)
+
+
+@nox.session(default=False)
+def browser(session: nox.Session) -> None:
+    """The tests of the HTML pages in Chromium, which has to be there: PORTPROOF_CHROMIUM, or on PATH."""
+    install(session, "-e", ".", *group("browser"))
+    session.run("pytest", "-m", "browser", "tests/report", *session.posargs)
 
 
 @nox.session(default=False)

@@ -76,7 +76,7 @@ def noxfile() -> ModuleType:
 @pytest.fixture(scope="module")
 def listed(noxfile: ModuleType) -> list[dict[str, Any]]:
     """Every session, as `python noxfile.py --json -l` has it for the workflow."""
-    names = ["smoke", "parity", "tests", "slow", "bench", "lint", "types", "docker", "lock"]
+    names = ["smoke", "parity", "tests", "slow", "bench", "lint", "types", "docker", "browser", "lock"]
     names += [f"{task}-{python}" for task in ("smoke", "parity") for python in noxfile.PYTHONS]
     run = subprocess.run(
         [sys.executable, str(ROOT / "noxfile.py"), "--json", "-l", "-s", *names],
@@ -97,7 +97,7 @@ def test_each_cell_has_its_session_under_the_name_that_is_typed(listed: list[dic
 
 def test_plain_sessions_carry_no_python(listed: list[dict[str, Any]]) -> None:
     plain = {one["session"] for one in listed if not one["tags"]}
-    assert {"smoke", "parity", "tests", "slow", "bench", "lint", "types", "docker", "lock"} <= plain
+    assert {"smoke", "parity", "tests", "slow", "bench", "lint", "types", "docker", "browser", "lock"} <= plain
     assert [name for name in plain if name.startswith("env-")] == [f"env-{sys.version_info[0]}.{sys.version_info[1]}"]
 
 
