@@ -62,6 +62,22 @@ def test_the_first_divergence_has_values_causes_and_settings(given, page):
     assert "Its inputs agree: the difference begins here." in shown
 
 
+def test_a_divergence_in_precision_shows_errors_not_values(given, page):
+    imprecise = given.measurement("bn", error_a=3e-7, error_b=1.6e-3)
+    shown = page(given.report(given.facts([given.measurement("conv", error_a=3e-7, error_b=3e-7), imprecise]))).text
+    assert "float32 error against its own float64 1.6e-03" in shown
+    assert "side error original 3.0e-07 port 1.6e-03" in shown
+    assert "worst value" not in shown
+
+
+def test_the_label_of_the_first_divergence_stands_above_all_marks(given):
+    found = [given.measurement("conv"), given.measurement("bn", relative=math.inf)]
+    text = to_html(given.report(given.facts(found)))
+    label = float(re.search(r'<text class="first" x="[^"]*" y="([^"]*)"', text)[1])
+    heights = [float(y) for y in re.findall(r'<use href="#[\w-]+" class="[\w-]+" x="[^"]*" y="([^"]*)"', text)]
+    assert label < min(heights) - 4
+
+
 def test_every_measured_layer_is_in_a_table_and_in_a_plot(given, page):
     report = given.whole(wrong_from=5)
     shown = page(report)

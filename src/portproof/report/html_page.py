@@ -75,7 +75,7 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class Diverged:
-    """The first divergence, with the values of both sides."""
+    """The first divergence, with the values of both sides; ``heading`` says what values they are."""
 
     layer: str
     other: str
@@ -83,7 +83,7 @@ class Diverged:
     what: str
     reached: str
     relative: str
-    index: str
+    heading: str
     values: tuple[str, str]
     bad: tuple[int, int]
     overall: str
@@ -226,7 +226,12 @@ def _diverged(facts: Facts, found: Divergence) -> Diverged:
     if values[0] == values[1]:
         values = repr(found.value_a), repr(found.value_b)
     bad, overall = (0, 0), ""
-    if measured is not None:
+    heading = f"worst value, at {list(found.index)}" if found.index else "value"
+    what = f"{words.diverged(found)}: relative difference"
+    if found.what == "float32 error":  # then the values are those of the errors
+        what = "output, eval mode: float32 error against its own float64"
+        heading, values = "error", (number(found.value_a), number(found.value_b))
+    elif measured is not None:
         distance = measured.distance
         bad = distance.bad_a, distance.bad_b
         overall = f"max abs {distance.max_abs:.3g}, cosine {distance.cosine:.9g}, shape {shape(distance.shape_a)}"
@@ -236,10 +241,10 @@ def _diverged(facts: Facts, found: Divergence) -> Diverged:
         layer=found.layer,
         other=found.other if found.other != found.layer else "",
         tensor=found.name if found.name != found.layer else "",
-        what=words.diverged(found),
+        what=what,
         reached=words.reached(found),
         relative=number(found.relative),
-        index=str(list(found.index)) if found.index else "",
+        heading=heading,
         values=values,
         bad=bad,
         overall=overall,

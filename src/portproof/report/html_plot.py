@@ -92,6 +92,7 @@ class Plot:
     keys: tuple[tuple[str, str, str], ...]
     first: float | None = None
     first_label: str = ""
+    head: int = TOP + 10  # the base line of that label, above everything else
 
 
 def draw(
