@@ -114,12 +114,12 @@ NORMALIZATION = group(
         at(_batchnorms, "batchnorm", how="no scale"),
     ),
     Defect(
-        "eval-uses-batch-statistics",
+        "batch-statistics-in-eval",
         "training=True passed on, or the learning phase left at 1: eval mode normalizes with the batch's statistics.",
         at(_batchnorms, "batchnorm", how="batch statistics in eval mode"),
     ),
     Defect(
-        "training-uses-running-statistics",
+        "eval-statistics-in-training",
         "A composite that does not pass `training` on: the BatchNorm in it never sees a batch.",
         at(_batchnorms, "batchnorm", how="running statistics in training mode"),
         TRAIN,
@@ -156,7 +156,7 @@ NORMALIZATION = group(
         TRAIN,
     ),
     Defect(
-        "normalized-by-unbiased-variance",
+        "batch-variance-unbiased",
         "torch.var's default in a hand-written BatchNorm: the batch is normalized by the unbiased variance.",
         at(_batchnorms, "batchnorm", how="normalized by the unbiased variance"),
         TRAIN,

@@ -195,7 +195,7 @@ def _outcome(pair: _Pair, defect: Defect, place: Place, target: Path) -> Outcome
             failed = next(check.name for check in verdict.checks if check.status == "fail")
             located = is_located(defect, place, verdict, facts, pair.port)
             return Outcome(
-                str(place), CAUGHT, failed, named(verdict, facts), located, noticed, seconds=_since(started)
+                str(place), CAUGHT, failed, named(verdict, facts, pair.port), located, noticed, seconds=_since(started)
             )  # fmt: skip
     return Outcome(str(place), MISSED if changed else NO_EFFECT, seen=noticed, seconds=_since(started))
 

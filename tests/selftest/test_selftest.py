@@ -1,0 +1,162 @@
+"""Tests of the self-test on small pairs: every defect has an effect where it should, is caught and located there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from portproof import mirrors
+from portproof.cli import cli
+from portproof.compare.policy import Policy
+from portproof.defects import CATALOGUE, chosen
+from portproof.errors import InputError
+from portproof.mirror import InputSpec, Mirror
+from portproof.selftest import CAUGHT, MISSED, NO_EFFECT, Result, run
+from portproof.selftest.result import METHODS
+
+pytestmark = [pytest.mark.torch, pytest.mark.tensorflow]
+
+# Without effect on the small image pair, each for a reason.
+NO_EFFECT_HERE = {
+    "biased-variance",  # Keras 3 has it so in every layer
+    "relu6-for-relu",  # nothing exceeds 6
+    "activation-doubled",  # at a ReLU, which is idempotent
+}
+# Caught, and named less well than wished: see compare/divergence.py.
+NAMED_OTHERWISE = {"layer-not-updated"}
+# Limits that nothing exceeds: a harness that cannot fail.
+BLIND = Policy(
+    float64=1e300, float64_most=1e300, precision=1e300, precision_floor=1e300, steps=1e300, dead=1e-300, float32=1e300
+)
+
+Pairs = Callable[[str], Mirror]
+
+
+@pytest.fixture(scope="module")
+def pair(ports: Path) -> Pairs:
+    inputs = {
+        "image": (InputSpec("x", (3, 3, 16, 12)),),
+        "sequence": (InputSpec("x", (3, 7, 5)), InputSpec("mask", (3, 7), "bool")),
+    }
+
+    def made(name: str) -> Mirror:
+        files = ports / "planted_torch.py", ports / "planted_keras.py"
+        return Mirror(name, *(f"{file}:{name}" for file in files), inputs[name])
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def image(pair: Pairs) -> Result:
+    return run(pair("image"), jobs=1)
+
+
+@pytest.fixture(scope="module")
+def sequence(pair: Pairs) -> Result:
+    defects = chosen(
+        ["attention", "layernorm-wrong-axis", "layernorm-unbiased", "residual-missing", "eps-slightly-off"]
+    )
+    return run(pair("sequence"), defects=defects, places=2, jobs=1, methods=False)
+
+
+def test_every_defect_applies_to_one_of_the_small_pairs(image: Result, sequence: Result) -> None:
+    places = {row.defect.name: row.places for row in (*sequence.rows, *image.rows) if row.places}
+    assert places.keys() == {defect.name for defect in CATALOGUE}
+
+
+def test_every_defect_has_an_effect_where_it_should(image: Result, sequence: Result) -> None:
+    statuses = {row.defect.name: {each.status for each in row.outcomes} for row in (*image.rows, *sequence.rows)}
+    idle = {name for name, found in statuses.items() if found and not found & {CAUGHT, MISSED}}
+    assert idle <= NO_EFFECT_HERE
+    assert all(found <= {CAUGHT, MISSED, NO_EFFECT} for found in statuses.values())  # none raises
+
+
+def test_every_effective_defect_is_caught_in_the_right_layer(image: Result, sequence: Result) -> None:
+    for result in (image, sequence):
+        assert result.passed
+        assert result.missed == []
+        assert {row.defect.name for row, _ in result.misnamed} <= NAMED_OTHERWISE
+
+
+def test_what_has_no_effect_is_reported_and_not_counted(image: Result) -> None:
+    rows = {row.defect.name: row for row in image.rows}
+    assert rows["biased-variance"].count(NO_EFFECT) == 1
+    assert rows["biased-variance"].effective == ()
+    counted = {row.defect.name for row, _ in image.outcomes}
+    assert "biased-variance" not in counted
+
+
+def test_simpler_methods_see_less(image: Result) -> None:
+    rows = {row.defect.name: row for row in image.rows}
+    assert image.alarms == ()
+    assert rows["missing-bias"].seen_by("parameters") == 1
+    assert rows["stride-moved"].seen_by("parameters") == 0
+    assert [rows["momentum-copied"].seen_by(method) for method in METHODS] == [0] * len(METHODS)
+    assert sum(row.seen_by("1e-4") for row in image.rows) < len(image.outcomes)
+
+
+def test_a_result_is_plain_data(image: Result) -> None:
+    body = json.loads(json.dumps(image.to_json()))
+    assert body["schema"] == "portproof-selftest/1"
+    assert body["effective"] == body["caught"] == len(image.outcomes)
+    assert len(body["defects"]) == len(CATALOGUE)
+
+
+def test_a_harness_that_cannot_fail_is_found_out(pair: Pairs) -> None:
+    result = run(pair("image"), defects=chosen(["tanh-gelu"]), jobs=1, methods=False, policy=BLIND)
+    assert not result.passed
+    assert [outcome.status for _, outcome in result.missed] == [MISSED]
+
+
+def test_places_are_those_of_the_seed(pair: Pairs) -> None:
+    def places(seed: int) -> list[str]:
+        from portproof.check import Settings
+
+        settings = Settings(seed=seed)
+        result = run(pair("image"), defects=chosen(["float16-weights"]), places=3, methods=False, settings=settings)
+        return [outcome.place for row in result.rows for outcome in row.outcomes]
+
+    assert places(1) == places(1)
+    assert places(1) != places(2)
+
+
+def test_in_a_pair_that_differs_nothing_can_be_planted(ports: Path) -> None:
+    differing = replace(mirrors.repvit_kws, tensorflow=f"{ports / 'kws.py'}:tanh_gelu")
+    with pytest.raises(InputError, match="does not come out as the same"):
+        run(differing, defects=chosen(["no-scale"]), jobs=1, methods=False)
+
+
+def test_the_command_reports_misses_and_ends_with_one(pair: Pairs, tmp_path: Path) -> None:
+    image = pair("image")
+    policy = tmp_path / "blind.toml"
+    limits = (f"{name} = {value!r}" for name, value in {"float64": 1e300, "float64_most": 1e300}.items())
+    policy.write_text("\n".join(limits), encoding="utf-8")
+    options = ["--torch", image.torch, "--tensorflow", image.tensorflow, "--input", "3,3,16,12", "--no-methods"]
+    command = ["selftest", *options, "--only", "tanh-gelu", "--jobs", "1"]
+    good = CliRunner().invoke(cli, [*command, "--json", str(tmp_path / "found.json")], standalone_mode=False)
+    assert good.return_value == 0, good.output
+    assert good.output.splitlines()[-1].startswith("CAUGHT")
+    assert json.loads((tmp_path / "found.json").read_text())["caught"] == 1
+    blind = CliRunner().invoke(cli, [*command, "--policy", str(policy)], standalone_mode=False)
+    assert blind.return_value == 1
+    assert "tanh-gelu in" in blind.output
+    assert blind.output.splitlines()[-1].startswith("MISSED")
+
+
+def test_the_command_lists_the_catalogue_without_running_anything() -> None:
+    found = CliRunner().invoke(cli, ["selftest", "--list"])
+    assert found.exit_code == 0
+    assert all(defect.name in found.output for defect in CATALOGUE)
+
+
+@pytest.mark.slow
+def test_every_effective_defect_is_caught_at_twenty_places_of_the_keyword_spotter() -> None:
+    result = run(mirrors.repvit_kws, places=20, methods=False)
+    assert result.missed == []
+    total = len(result.outcomes)
+    assert total - len(result.misnamed) >= 0.98 * total  # issue 5
