@@ -283,9 +283,12 @@ class Search:
         return False
 
     def _revised(self, target: Target, look: tuple[str, ...]) -> bool:
-        """Try the other ways of a cause whose repair left something wrong in the same layer."""
+        """Try the other ways of a cause whose repair made the outputs right, and left something else wrong.
+
+        A tensor that is laid out otherwise and one with wrong values give the same outputs, and other gradients.
+        """
         for repair in self.repairs:
-            if target.layer not in repair.layers:
+            if target.layer not in repair.layers and target.what == "output":
                 continue
             for way in range(repair.way + 1, len(repair.candidate.cause.ways)):
                 edits = (*self._edits(without=repair), *repair.candidate.way(way))
@@ -355,11 +358,17 @@ class Search:
         cause, target = repair.candidate.cause, repair.target
         look = tuple(self.state.trace.phases())
         named = Pairs(self.bench.original(look), self.state.trace).layers.pairs
+        back = {other: layer for layer, other in named.items()}
+        owners = {record.name: record.layer for record in self.state.trace.manifest.parameters}
+        changed = {name: None for edit in repair.edits for name in edit.options.get("names", ())}
+        others = dict.fromkeys(
+            [*(named.get(layer, layer) for layer in repair.layers), *(owners[name] for name in changed)]
+        )
         return Proven(
             text=cause.text,
             change=cause.change,
-            layers=repair.layers,
-            others=tuple(named.get(layer, layer) for layer in repair.layers),
+            layers=tuple(back.get(other, other) for other in others),
+            others=tuple(others),
             edits=repair.edits,
             phase=target.phase,
             what=target.what,

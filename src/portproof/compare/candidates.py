@@ -12,8 +12,9 @@ from portproof.compare.between import causes_between, causes_in_container
 from portproof.compare.causes import causes_in_layer, same_cause, subject_of, tensor_of
 from portproof.compare.divergence import Divergence
 from portproof.compare.facts import CallFacts, Cause, Facts, Measurement
-from portproof.compare.hypotheses import Ways, setting_hypotheses, standard_edit
+from portproof.compare.hypotheses import setting_hypotheses
 from portproof.compare.pairing import Pairs
+from portproof.compare.subject import Ways, standard_edit
 from portproof.compare.verdict import Verdict, failures
 from portproof.compare.weights import weight_causes
 from portproof.edits import Edit
