@@ -113,7 +113,7 @@ def pair(
     if name:
         if torch_factory or tensorflow_factory or inputs:
             raise InputError(
-                "A mirror's name brings its own factories and inputs: leave out --torch, --tensorflow, --input."
+                f"The mirror {name} brings its own factories and inputs: leave out --torch, --tensorflow, --input."
             )
         return get(name), others
     if not torch_factory or not tensorflow_factory or not inputs:

@@ -80,11 +80,11 @@ def linear(s: Subject) -> Iterator[Hypothesis]:
             key = f"fused {name}"
             yield Hypothesis(text, f"{s.type}: leave out {name}", key, ways, activation(function(s.weights)), y)
         yield from scaled(s, function(s.weights), y)
-        yield from _reordered(s, function(s.weights), y)
     if s.weights["weight"].ndim > 2 and s.x.ndim > 2:
         yield from _geometry(s, plain)
     if base is not None:
         yield from altered(s, *base, (), list(s.weights))
+        yield from _reordered(s, base[0](s.weights), base[1])
 
 
 def _reordered(s: Subject, result: Array, y: Array) -> Iterator[Hypothesis]:

@@ -118,9 +118,10 @@ def scaled(s: Subject, result: Array, y: Array) -> Iterator[Hypothesis]:
     square = dot(result.reshape(-1), result.reshape(-1))
     if result.shape == y.shape and square and np.isfinite(y).all():
         factor = float(f"{dot(result.reshape(-1), y.reshape(-1)) / square:.6g}")
-        text = f"the output is multiplied by {factor:g}"
-        change = f"{s.type}: do not multiply its output by {factor:g}"
-        yield Hypothesis(text, change, f"times {factor:g}", plain_ways(s), factor * result, y)
+        if factor:
+            text = f"the output is multiplied by {factor:g}"
+            change = f"{s.type}: do not multiply its output by {factor:g}"
+            yield Hypothesis(text, change, f"times {factor:g}", plain_ways(s), factor * result, y)
 
 
 def altered(
