@@ -130,15 +130,39 @@ def test_no_wrong_hypothesis_is_proven(bench: Bench, monkeypatch: pytest.MonkeyP
 
 
 def test_what_cures_one_layer_and_harms_another_is_not_proven(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    cure = Edit("activation", (GELU,), {"function": "gelu"}), Edit("set", (BN[4],), {"epsilon": 1e-3})
+    cure = Edit("activation", (GELU,), {"function": "gelu"}), Edit("set", (BN[0],), {"epsilon": 1e-3})
 
     def at(self: Candidates, target: Any) -> Iterator[Candidate]:
         yield Candidate(Cause(target.layer, "wrong", "nothing", "wrong", (cure,)))
 
     monkeypatch.setattr(Candidates, "at", at)
-    _, found = searched(bench, Edit("set", (BN[4],), {"momentum": 0.99}), Edit("skip", (GELU,)))
+    _, found = searched(bench, Edit("skip", (GELU,)))
     assert found.proven == ()
     assert found.outcome == "differs"
+
+
+@pytest.mark.parametrize("more", [(), (Edit("loss", (), {"how": "scaled"}),)])
+def test_a_layer_that_only_looks_alike_is_left_alone_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, more: tuple[Edit, ...]
+) -> None:
+    """What is repaired behind the first divergence cannot be judged before that is gone; then it is."""
+    right = Cause(
+        "features.3.channel_mixer.m.1",
+        "right",
+        "gelu",
+        "right",
+        ((Edit("activation", (GELU,), {"function": "gelu"}),),),
+    )
+    alike = Cause(BN[4], "right", "gelu", "right", ((Edit("set", (BN[4],), {"epsilon": 1e-3}),),))
+
+    def at(self: Candidates, target: Any) -> Iterator[Candidate]:
+        yield Candidate(right, (alike,))
+
+    monkeypatch.setattr(Candidates, "at", at)
+    _, found = searched(bench, Edit("skip", (GELU,)), *more)
+    (cause,) = found.proven
+    assert (cause.others, cause.edits) == ((GELU,), right.ways[0])
+    assert found.outcome == ("differs" if more else "same")
 
 
 # --- Ports as users write them ----------------------------------------------------------------------------------------
