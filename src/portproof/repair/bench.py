@@ -1,4 +1,4 @@
-"""Bench: both sides of a mirror in workers that stay, so that the port can be looked at under one edit after the other."""
+"""Bench: both sides of a mirror in workers that stay, to look at the port under one edit after the other."""
 
 from __future__ import annotations
 
