@@ -30,6 +30,8 @@ FRAMEWORK_MODULES = {
         "capture/tensorflow.py",
         "capture/edits_tensorflow.py",
         "capture/repairs_tensorflow.py",
+        "capture/defects_tensorflow.py",
+        "capture/defects_training_tensorflow.py",
         "capture/steps_tensorflow.py",
         "capture/keras_model.py",
         "capture/exact.py",
@@ -54,6 +56,7 @@ MAY_IMPORT = {
     "mirror": {"errors"},
     "trace": {"errors", "files"},
     "alignment": {"errors", "trace"},
+    "defects": {"defects", "edits", "errors", "trace"},
     "data": {"data", "errors", "files"},
     "transfer": {"transfer", "alignment", "errors", "files", "trace"},
     "compare": {"compare", "alignment", "edits", "errors", "files", "plan", "rearrange", "trace"},
@@ -75,8 +78,9 @@ MAY_IMPORT = {
 MAY_NOT_IMPORT = {
     "report": {"capture", "check", "cli", "models", "processes", "transfer"},
     "doctor": {"capture", "check", "cli", "compare", "models", "transfer"},
-    "check": {"cli", "models", "repair"},
+    "check": {"cli", "defects", "models", "repair", "selftest"},
     "repair": {"cli", "models"},
+    "selftest": {"capture", "cli", "models", "report", "transfer"},
     "processes": {"check", "cli", "compare", "models", "report"},
 }
 

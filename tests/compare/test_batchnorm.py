@@ -120,3 +120,28 @@ def test_the_number_of_steps_matters() -> None:
     biased, unbiased = (after_steps(start, batches, 0.1, each) for each in FACTORS.values())
     wrong = without_rule(unbiased, start, 0.1, 4, FACTORS["unbiased"])
     assert np.abs(wrong / biased - 1).max() > 1e-3
+
+
+def rules_of(sides: Any, a: list[str], b: list[str]) -> list[dict[str, Any]]:
+    for side, rules in zip(sides, (a, b), strict=True):
+        for index, rule in enumerate(rules):
+            add_batchnorm(side, f"bn{index}", FACTORS[rule])
+    return list(measured_rules(Pairs(sides[0].finish(), sides[1].finish())))
+
+
+def test_a_layer_unlike_its_sides_others_is_held_to_their_rule(sides: Any) -> None:
+    # Keras 2 with one layer that forgot Bessel's correction: only the frameworks' own difference may be taken out.
+    rules = rules_of(sides, ["unbiased"] * 3, ["unbiased", "biased", "unbiased"])
+    assert [rule["factor_b"] for rule in rules] == [FACTORS["unbiased"]] * 3
+    assert rules[1]["rule_b"] == "biased, unlike the unbiased one of most layers"
+
+
+def test_a_layer_that_does_what_the_original_does_is_right_whatever_the_others_do(sides: Any) -> None:
+    rules = rules_of(sides, ["unbiased"] * 3, ["biased", "unbiased", "biased"])
+    assert [rule["factor_b"] for rule in rules] == [1.0, FACTORS["unbiased"], 1.0]
+    assert rules[1]["rule_b"] == "unbiased"
+
+
+def test_of_two_rules_that_are_equally_frequent_neither_is_the_usual_one(sides: Any) -> None:
+    rules = rules_of(sides, ["unbiased"] * 2, ["biased", "unbiased"])
+    assert [rule["rule_b"] for rule in rules] == ["biased", "unbiased"]

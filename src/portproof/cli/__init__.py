@@ -10,7 +10,7 @@ import sys
 import click
 
 from portproof import __version__
-from portproof.cli import checking, common, diagnose, looking, traces
+from portproof.cli import checking, common, diagnose, looking, selftest, traces
 from portproof.errors import PortproofError
 
 
@@ -68,6 +68,6 @@ def cli() -> None:
     """
 
 
-for _module in (checking, diagnose, traces, looking):
+for _module in (checking, diagnose, selftest, traces, looking):
     for _command in _module.COMMANDS:
         cli.add_command(_command)

@@ -19,20 +19,25 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("name", default="", metavar="[NAME]")
-@common.target
+@common.pair
 @common.only
 @common.weights
 @common.running
 @common.output
 def diagnose(
     name: str,
+    torch_factory: str | None,
+    tensorflow_factory: str | None,
+    inputs: tuple[str, ...],
+    same_layout: bool,
+    batches: str,
     only: tuple[str, ...],
     policy_file: Path | None,
     quiet: bool,
     verbose: bool,
     json_file: Path | None,
     junit_file: Path | None,
-    **options: Any,
+    **running: Any,
 ) -> int:
     """Prove why a port differs: repair it in memory until it does not.
 
@@ -41,7 +46,7 @@ def diagnose(
     """
     from portproof.plan import phases_for
 
-    mirror, running = common.pair(name, **options)
+    mirror = common.mirror_of(name, torch_factory, tensorflow_factory, inputs, same_layout, batches)
     policy = common.read_policy(policy_file)
     report = run(mirror, phases_for(only), policy, quiet=quiet, **running)
     return common.finish(report, json_file=json_file, junit_file=junit_file, quiet=quiet, verbose=verbose)

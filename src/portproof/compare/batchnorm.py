@@ -4,10 +4,15 @@ torch updates the running variance with the unbiased variance of the batch (n - 
 biased one, fused layers of Keras 2 with the unbiased one again. The frameworks differ by design, by a factor of
 n/(n-1); everything else about the statistics has to agree to rounding. So the rule is found out, stated, and removed:
 with momentum m, k steps leave ``(1-m)^k start + factor * (what the batches brought)``, and the factor is divided out.
+
+A rule is a side's as a whole: where one layer follows neither the other side's rule nor that of most of its own side's
+layers, no framework explains it, and nothing is taken out of it. Layers whose inputs have the same rank are one set:
+Keras 2 fuses BatchNorms of images, and no others.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +26,41 @@ if TYPE_CHECKING:
 
     from portproof.compare.pairing import Pairs
 
+BIASED, UNBIASED = "biased", "unbiased"
 _PHASE = "float64.train"
 # The measured factor is 1 or n/(n-1) to far better than this; n is rarely above 1e5.
 _TOLERANCE = 1e-7
 
 
-def measured_rules(pairs: Pairs) -> Iterator[dict[str, Any]]:
+def measured_rules(pairs: Pairs) -> list[dict[str, Any]]:
     """For every BatchNorm that both sides ran in training mode: momentum, n, and the rule of each side."""
+    rules = list(_each(pairs))
+    for side, trace in (("a", pairs.a), ("b", pairs.b)):
+        ranks = [_rank(trace, rule["layer" if side == "a" else "other"]) for rule in rules]
+        for rank in set(ranks):
+            _hold_to_the_usual([rule for rule, each in zip(rules, ranks, strict=True) if each == rank], side)
+    return rules
+
+
+def _hold_to_the_usual(rules: list[dict[str, Any]], side: str) -> None:
+    """Give layers that depart from their side's usual rule the factor of that rule, which leaves their difference."""
+    known = Counter(rule[f"rule_{side}"] for rule in rules if rule[f"rule_{side}"] in (BIASED, UNBIASED))
+    ((usual, count), *others) = known.most_common() or [("", 0)]
+    if not others or others[0][1] == count:  # one rule, or nothing to say which of two is the usual one
+        return
+    for rule in rules:
+        if rule[f"rule_{side}"] in (BIASED, UNBIASED) and rule[f"rule_{side}"] != usual:
+            if rule["rule_a"] != rule["rule_b"]:
+                rule[f"factor_{side}"] = rule["n"] / (rule["n"] - 1) if usual == UNBIASED else 1.0
+                rule[f"rule_{side}"] += f", unlike the {usual} one of most layers"
+
+
+def _rank(trace: Trace, layer: str) -> int:
+    info = trace.manifest.tensors.get(f"{_PHASE}/output/{layer}")
+    return len(info.shape) if info else 0
+
+
+def _each(pairs: Pairs) -> Iterator[dict[str, Any]]:
     for layer in pairs.a.names(_PHASE, "batch-variance"):
         other = pairs.layers.pairs.get(layer)
         if other is None or f"{_PHASE}/batch-variance/{other}" not in pairs.b:
@@ -77,7 +110,7 @@ def _rule(trace: Trace, layer: str) -> tuple[float | None, str, float]:
     square = dot(batch, batch)
     factor = dot(brought, batch) / square if square > 0 else 1.0
     if abs(factor - 1.0) <= _TOLERANCE:
-        return momentum, "biased", 1.0
+        return momentum, BIASED, 1.0
     if n > 1 and abs(factor - n / (n - 1)) <= _TOLERANCE:
-        return momentum, "unbiased", n / (n - 1)
+        return momentum, UNBIASED, n / (n - 1)
     return momentum, f"neither (factor {factor:.6g} at n = {n:.0f})", 1.0

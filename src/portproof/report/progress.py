@@ -37,7 +37,7 @@ class Progress:
         console = self._console or console_for(sys.stderr)
         # FORCE_COLOR makes rich take a log file for a terminal; moving the cursor in one leaves garbage.
         if console.is_interactive and not console.is_dumb_terminal and console.file.isatty():
-            self._display = _display(console)
+            self._display = make_display(console)
             self._display.start()
         return self
 
@@ -70,7 +70,8 @@ class Progress:
             self._display.stop_task(task)
 
 
-def _display(console: Console) -> Display:
+def make_display(console: Console) -> Display:
+    """A live line per task: spinner, name, bar, time and ``step``."""
     from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Display
     from rich.table import Column
