@@ -187,6 +187,16 @@ def test_a_layer_whose_own_code_is_wrong(ports: Path, port: str, layer: str, tex
     assert report.diagnosis.outcome == "same"
 
 
+def test_a_flatten_in_keras_order_in_a_functional_model(ports: Path) -> None:
+    sides = f"{ports / 'pairs_torch.py'}:classifier", f"{ports / 'pairs_keras.py'}:classifier_without_permute"
+    report = diagnose(Mirror("classifier", *sides, (InputSpec("x", (2, 3, 17, 13)),)))
+    assert report.diagnosis is not None
+    (cause,) = report.diagnosis.proven
+    assert cause.change == "Permute((3, 1, 2)) in front of Flatten"
+    assert report.diagnosis.outcome == "same"
+    assert "outputs" not in {check.name for check in report.verdict.checks}  # no phase is missing on either side
+
+
 @pytest.fixture
 def conversion(ports: Path) -> Mirror:
     return Mirror(

@@ -379,6 +379,17 @@ def test_an_activation_applied_twice(causes: Any, rng: Any) -> None:
     assert causes("gelu", x, once, each_of(once, ACTIVATIONS["gelu"])) == ["the port computes gelu twice"]
 
 
+def test_flatten_with_the_channels_last(causes: Any, rng: Any) -> None:
+    x = rng.standard_normal((2, 3, 4, 5))
+    y_a, y_b = (
+        x.reshape(2, -1),
+        np.array([[x[n, c, h, w] for h in range(4) for w in range(5) for c in range(3)] for n in range(2)]),
+    )
+    assert causes("flatten", x, y_a, y_b) == [
+        "the port flattens with the channels last, the original with the channels first"
+    ]
+
+
 # --- Between layers ---------------------------------------------------------------------------------------------------
 
 

@@ -30,7 +30,7 @@ def test_a_proven_cause_says_what_to_change_where_and_what_it_did(given, width):
     assert "bn, bn_2" in text
     assert "4.3e-05 before, 3.0e-15 with the repair" in text
     assert "with this repair: the same model: same function, same precision (2 phases)" in text
-    assert "4 captures, 9.5 s" in text
+    assert "4 captures of the port, 9.5 s" in text
 
 
 def test_what_remains_is_said(given):

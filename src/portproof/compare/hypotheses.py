@@ -48,6 +48,11 @@ def hypotheses(subject: Subject) -> Iterator[Hypothesis]:
         yield from layernorm(s)
     elif s.kind in LINEAR and "weight" in s.weights:
         yield from linear(s)
+    elif s.kind == "flatten" and s.x.ndim > 2:
+        channels_last = np.moveaxis(s.x, 1, -1).reshape(len(s.x), -1)
+        text = "the port flattens with the channels last, the original with the channels first"
+        change = f"Permute({(s.x.ndim - 1, *range(1, s.x.ndim - 1))}) in front of {s.type}"
+        yield Hypothesis(text, change, "flatten", plain, channels_last, s.y)
     else:
         yield from _activation(s)
 

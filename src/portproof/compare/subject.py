@@ -68,7 +68,7 @@ def standard_edit(subject: Subject) -> Edit | None:
     if name:
         return Edit("activation", (s.other,), {"function": name})
     wanted = {
-        "batchnorm": ("eps", "momentum"), "layernorm": ("eps",), "linear": (), "dropout": (),
+        "batchnorm": ("eps", "momentum"), "layernorm": ("eps",), "linear": (), "dropout": (), "flatten": (),
         "conv1d": ("stride", "padding", "dilation"), "conv2d": ("stride", "padding", "dilation"),
     }.get(s.kind)  # fmt: skip
     if wanted is None:
