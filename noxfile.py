@@ -123,6 +123,12 @@ def bench(session: nox.Session) -> None:
     in_environment(session, "tests/bench/bench.py")
 
 
+@nox.session(requires=[ENVIRONMENT], python=False, default=False)
+def proven(session: nox.Session) -> None:
+    """How often the proven cause is the planted one: defects at random places, alone and in pairs; many minutes."""
+    in_environment(session, "tests/bench/proven.py", "--places", "3", "--pairs", "40")
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Ruff: rules and formatting; hadolint for the Dockerfile; schemas for workflows and Kubernetes; zizmor."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from portproof.compare.verdict import judge
     from portproof.errors import PortproofError
     from portproof.mirror import InputSpec, Mirror
+    from portproof.repair import diagnose
     from portproof.report import Report
     from portproof.trace import Trace
 
@@ -32,6 +33,7 @@ __all__ = [
     "capture",
     "check",
     "compare",
+    "diagnose",
     "judge",
 ]
 
@@ -45,6 +47,7 @@ _HOMES = {
     "capture": "check",
     "check": "check",
     "compare": "compare",
+    "diagnose": "repair",
     "judge": "compare.verdict",
 }
 

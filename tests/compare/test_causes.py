@@ -286,3 +286,145 @@ def test_a_consequence_of_wrong_input_is_not_explained(causes: Any, rng: Any) ->
     y = each_of(x, ACTIVATIONS["gelu"])
     # The layer would look like one that flips the sign, but it was handed something else.
     assert causes("gelu", x, y, -y, before=x + rng.standard_normal(x.shape)) == []
+
+
+# --- Convolutions, more -----------------------------------------------------------------------------------------------
+
+
+def reflected(x: Array) -> Array:
+    return np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), "reflect")
+
+
+W3 = np.array([0.3, -1.0, 2.0])
+
+GEOMETRY = {
+    "the port pads (2, 0) rows and (1, 1) columns, the original (1, 1) and (1, 1)": lambda x, w: conv(
+        x, w, None, 1, ((2, 0), (1, 1))
+    ),
+    "the port pads with reflected values, not zeros": lambda x, w: conv(reflected(x), w, None, 1, NO_PAD),
+    "dilation is 1 in the original and 2 in the port": lambda x, w: conv(x, dilated(w), None, 1, ((2, 2), (2, 2))),
+    "the output is multiplied by 0.5": lambda x, w: 0.5 * conv(x, w, None, 1, ((1, 1), (1, 1))),
+    "the output's order of channels is flipped along C": lambda x, w: conv(x, w, W3, 1, ((1, 1), (1, 1)))[:, ::-1],
+}
+
+
+def dilated(w: Array) -> Array:
+    wide = np.zeros((*w.shape[:2], 2 * w.shape[2] - 1, 2 * w.shape[3] - 1))
+    wide[:, :, ::2, ::2] = w
+    return wide
+
+
+@pytest.mark.parametrize("text", GEOMETRY)
+def test_a_convolution_that_looks_elsewhere(causes: Any, rng: Any, text: str) -> None:
+    x, w = rng.standard_normal((2, 4, 7, 6)), rng.standard_normal((3, 4, 3, 3))
+    bias = W3 if "order of channels" in text else None
+    y_a = conv(x, w, bias, 1, ((1, 1), (1, 1)))
+    found = causes("conv2d", x, y_a, GEOMETRY[text](x, w), weights={"weight": w, "bias": bias}, stride=1, padding=1)
+    assert found == [text]
+
+
+def test_a_stride_of_the_port_is_seen_in_its_shape(causes: Any, rng: Any) -> None:
+    x, w = rng.standard_normal((2, 4, 8, 6)), rng.standard_normal((3, 4, 3, 3))
+    y_a, y_b = (conv(x, w, None, stride, ((1, 1), (1, 1))) for stride in (2, 1))
+    found = causes("conv2d", x, y_a, y_b, weights={"weight": w}, stride=2, padding=1)
+    assert found == [
+        f"the output shapes differ: {y_a.shape} and {y_b.shape}", "stride is 2 in the original and 1 in the port"
+    ]  # fmt: skip
+
+
+# --- Weights that went wrong on their way -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda w: w[:, ::-1], "the kernel is flipped along I"),
+        (lambda w: w.reshape(2, 3, 4).swapaxes(0, 1).reshape(6, 4), "the kernel is shuffled along O (2 groups)"),
+        (lambda w: w[[4, 5, 2, 3, 0, 1]], "the kernel has its blocks along O in the order 2, 1, 0"),
+        (lambda w: w.astype(np.float16).astype(float), "the kernel went through float16"),
+        (lambda w: 0 * w, "the kernel was left at zero"),
+    ],
+)
+def test_altered_kernels(causes: Any, rng: Any, change: Any, text: str) -> None:
+    x, w = rng.standard_normal((9, 4)), rng.standard_normal((6, 4))
+    assert causes("linear", x, x @ w.T, x @ change(w).T, weights={"weight": w}) == [text]
+
+
+def test_the_kernel_of_another_layer(sides: Any, rng: Any) -> None:
+    x, own, wrong = rng.standard_normal((9, 4)), rng.standard_normal((6, 4)), rng.standard_normal((6, 4))
+    for side, kernel in ((sides[0], own), (sides[1], wrong)):
+        source = side.call("float64.eval", "before", ("source/x",), x, kind="input")
+        side.layer("other")
+        side.parameter("one.weight", own)
+        side.parameter("other.weight", wrong)
+        side.call("float64.eval", "one", (source,), x @ kernel.T)
+    (cause,) = compare(sides[0].finish(), sides[1].finish()).causes
+    assert cause.text == "the kernel is that of other"
+    swaps = [edit for way in cause.ways for edit in way if edit.what == "swap variables"]
+    assert {tuple(edit.options["names"]) for edit in swaps} == {("one.weight", "other.weight")}
+
+
+def test_eps_outside_of_the_root(causes: Any, rng: Any) -> None:
+    x = rng.standard_normal((6, 5))
+    mean, var, gamma, beta = (rng.uniform(0.2, 2, 5) for _ in range(4))
+    wrong = (x - mean) / (np.sqrt(var) + 1e-5) * gamma + beta
+    weights = {"running_mean": mean, "running_var": var, "weight": gamma, "bias": beta}
+    found = causes("batchnorm", x, batchnorm(x, mean, var, gamma, beta), wrong, weights=weights, eps=1e-5)
+    assert found == ["eps is added outside of the root"]
+
+
+def test_an_activation_applied_twice(causes: Any, rng: Any) -> None:
+    x = rng.standard_normal((4, 5))
+    once = each_of(x, ACTIVATIONS["gelu"])
+    assert causes("gelu", x, once, each_of(once, ACTIVATIONS["gelu"])) == ["the port computes gelu twice"]
+
+
+def test_flatten_with_the_channels_last(causes: Any, rng: Any) -> None:
+    x = rng.standard_normal((2, 3, 4, 5))
+    y_a, y_b = (
+        x.reshape(2, -1),
+        np.array([[x[n, c, h, w] for h in range(4) for w in range(5) for c in range(3)] for n in range(2)]),
+    )
+    assert causes("flatten", x, y_a, y_b) == [
+        "the port flattens with the channels last, the original with the channels first"
+    ]
+
+
+# --- Between layers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def between(sides: Any) -> Any:
+    """Compare a layer that is handed, outside of any layer, something made of two earlier outputs."""
+
+    def run(first: Array, second: Array, x_a: Array, x_b: Array) -> Any:
+        for side, x in ((sides[0], x_a), (sides[1], x_b)):
+            side.call("float64.eval", "first", ("source/x",), first, kind="input")
+            side.call("float64.eval", "second", ("source/x",), second, kind="input")
+            side.tensor("float64.eval", "input/layer:0", x)
+            side.call("float64.eval", "layer", ("input/layer:0",), 2 * x)
+        return [cause for cause in compare(sides[0].finish(), sides[1].finish()).causes if cause.layer == "layer"]
+
+    return run
+
+
+def test_a_residual_that_is_missing_between_layers(between: Any, rng: Any) -> None:
+    first, second = rng.standard_normal((2, 3, 4)), rng.standard_normal((2, 3, 4))
+    (cause,) = between(first, second, first + second, second)
+    assert cause.text == "the output of first counts 0 times in the port, 1 times in the original"
+    ((edit,),) = cause.ways
+    assert (edit.what, edit.layers, edit.options["terms"]) == ("add terms", ("layer",), [["first", "output", 1.0]])
+
+
+def test_values_in_another_order_between_layers(between: Any, rng: Any) -> None:
+    first = rng.standard_normal((2, 3, 4))
+    flat = first.reshape(2, 12)
+    (cause,) = between(first, first + 1, flat, first.swapaxes(1, 2).reshape(2, 12))
+    assert cause.text.startswith("what reaches it is shuffled")
+    ((edit,),) = cause.ways
+    assert edit.what == "reorder"
+
+
+def test_noise_between_layers_has_no_cause(between: Any, rng: Any) -> None:
+    first, second, noise = (rng.standard_normal((2, 3, 4)) for _ in range(3))
+    assert between(first, second, first + second, first + second + noise) == []

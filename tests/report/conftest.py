@@ -13,7 +13,9 @@ import pytest
 from portproof.compare.facts import CallFacts, Cause, Facts, Measurement, Structure
 from portproof.compare.measure import Distance
 from portproof.compare.policy import Policy
+from portproof.compare.proof import Diagnosis, Proven
 from portproof.compare.verdict import judge
+from portproof.edits import Edit
 from portproof.matrix.facts import (
     COMPLETE,
     Beginning,
@@ -249,11 +251,29 @@ class Parsed(HTMLParser):
         return [attrs for name, attrs, _ in self.elements if name == tag]
 
 
+def diagnosed(**changes):
+    """The cause of `differing`, proven: eps in two layers."""
+    cause = Proven(
+        text="BatchNorm eps is 1.001e-05 in the port, 1e-05 in the original",
+        change="BatchNormalization(epsilon=1.001e-05) -> 1e-05",
+        layers=("bn", "bn2"),
+        others=("bn", "bn_2"),
+        edits=(Edit("set", ("bn", "bn_2"), {"epsilon": 1e-5}),),
+        phase="float64.eval",
+        what="output",
+        relative=4.3e-5,
+        residual=3e-15,
+    )
+    plain = {"proven": (cause,), "outcome": "same", "summary": "the same model: same function, same precision",
+             "phases": ("float64.eval", "float64.train"), "remaining": (), "tried": 4, "seconds": 9.5}  # fmt: skip
+    return replace(differing(), diagnosis=Diagnosis(**{**plain, **changes}))
+
+
 @pytest.fixture
 def given():
     """The factories, as one namespace: with importlib as the import mode, tests cannot import from each other."""
     return SimpleNamespace(
         distance=distance, measurement=measurement, structure=structure, facts=facts, report=report, side=side,
-        environment=environment, differing=differing, undecided=undecided, replace=replace,
+        environment=environment, differing=differing, diagnosed=diagnosed, undecided=undecided, replace=replace,
         whole=whole, matrix=matrix, cells=CELLS, cell=cell, parsed=Parsed,
     )  # fmt: skip

@@ -273,6 +273,16 @@ def _dropout(_made: Edited, _layer: Any) -> Callable[[Any], Any]:
     return lambda x: x  # what is dropped in training is off while it is captured
 
 
+def _flatten(_made: Edited, _layer: Any) -> Callable[[Any], Any]:
+    """In torch's order: channels first."""
+
+    def compute(x: Any) -> Any:
+        rank = len(x.shape)
+        return tf.reshape(tf.transpose(x, (0, rank - 1, *range(1, rank - 1))), (x.shape[0], -1))
+
+    return compute
+
+
 def _each(value: Any, axes: int) -> list[int]:
     return [int(each) for each in value] if isinstance(value, (list, tuple)) else [int(value)] * axes
 
@@ -284,4 +294,5 @@ _STANDARD: dict[str, Callable[..., Callable[[Any], Any]]] = {
     "batchnorm": _batchnorm,
     "layernorm": _layernorm,
     "dropout": _dropout,
+    "flatten": _flatten,
 }

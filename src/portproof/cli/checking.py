@@ -16,19 +16,28 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@common.target
-@click.option("--mirror", "name", default="", metavar="NAME", help="A registered mirror instead of two factories.")
+@common.pair
+@click.option("--mirror", "name", metavar="NAME", help="A registered mirror instead of two factories.")
 @click.option("--diagnose", is_flag=True, help="If it differs, look for the proven cause, as `diagnose` does.")
 @common.only
 @common.comparing
 @common.running
 @common.output
-def check(name: str, only: tuple[str, ...], diagnose: bool, **options: Any) -> int:
+def check(
+    torch_factory: str | None,
+    tensorflow_factory: str | None,
+    inputs: tuple[str, ...],
+    same_layout: bool,
+    batches: str,
+    name: str | None,
+    only: tuple[str, ...],
+    **options: Any,
+) -> int:
     """Judge a pair of models of your own."""
     from portproof.plan import phases_for
 
-    mirror, others = common.pair(name, **options)
-    return _run_check(mirror, phases_for(only), diagnose=diagnose, **others)
+    mirror = common.mirror_of(name, torch_factory, tensorflow_factory, inputs, same_layout, batches)
+    return _run_check(mirror, phases_for(only), **options)
 
 
 @click.command()

@@ -54,19 +54,7 @@ running = options(
     ),
     click.option("--timeout", type=click.FloatRange(1), default=600, show_default=True, help="Seconds."),
 )
-weights = click.option(
-    "--weights",
-    default="shared",
-    show_default=True,
-    metavar="shared|own|FILE",
-    help="Give both sides the original's weights, made to excite every path; let each keep its own; or load a "
-    "checkpoint (.pth, .pt, .safetensors, .weights.h5, .keras) and carry it over.",
-)
-comparing = options(
-    weights,
-    click.option("--traces", type=FILE, metavar="DIR", help="Keep both traces in this folder."),
-)
-target = options(
+pair = options(
     click.option(
         "--torch", "torch_factory", metavar="WHERE:FACTORY", help="Module or .py file, and the function in it."
     ),
@@ -81,6 +69,18 @@ target = options(
     click.option("--same-layout", is_flag=True, help="Do not give TensorFlow the channels of images last."),
     click.option("--batches", default="1,3", show_default=True, help="Further batch sizes to try; empty for none."),
 )
+weights = click.option(
+    "--weights",
+    default="shared",
+    show_default=True,
+    metavar="shared|own|FILE",
+    help="Give both sides the original's weights, made to excite every path; let each keep its own; or load a "
+    "checkpoint (.pth, .pt, .safetensors, .weights.h5, .keras) and carry it over.",
+)
+comparing = options(
+    weights,
+    click.option("--traces", type=FILE, metavar="DIR", help="Keep both traces in this folder."),
+)
 only = click.option(
     "--only", multiple=True, type=click.Choice(CHECKS), help="Run these checks alone (may be repeated)."
 )
@@ -94,44 +94,38 @@ def mirror_named(name: str) -> Mirror:
     return get(name or DEFAULT)
 
 
-def pair(
-    name: str,
-    *,
-    default: str = "",
+def mirror_of(
+    name: str | None,
     torch_factory: str | None,
     tensorflow_factory: str | None,
     inputs: tuple[str, ...],
     same_layout: bool,
     batches: str,
-    **others: Any,
-) -> tuple[Mirror, dict[str, Any]]:
-    """The mirror that the options `target` and a name say, or else ``default``; and the other options.
+) -> Mirror:
+    """The mirror that the options `pair`, or else its name, stand for.
 
     Raises:
-        InputError: they say none, or two.
+        InputError: neither or both were given.
     """
     from portproof.mirror import InputSpec, Mirror, get
 
-    if not (name or torch_factory or tensorflow_factory or inputs):
-        name = default
     if name:
         if torch_factory or tensorflow_factory or inputs:
             raise InputError(
-                "A mirror's name brings its own factories and inputs: leave out --torch, --tensorflow, --input."
+                "A mirror by name brings its own factories and inputs: leave out --torch, --tensorflow, --input."
             )
-        return get(name), others
+        return get(name)
     if not torch_factory or not tensorflow_factory or not inputs:
         raise InputError(
-            "What is to be compared? Give --torch WHERE:FACTORY, --tensorflow WHERE:FACTORY and at least one "
-            "--input SHAPE, or a mirror's name (`portproof list` shows them; --mirror NAME for check)."
+            "A pair of your own needs --torch WHERE:FACTORY, --tensorflow WHERE:FACTORY and at least one --input SHAPE "
+            "(or the name of a registered mirror; `portproof list` shows them)."
         )
     layout = "same" if same_layout else "auto"
     specs = [
         InputSpec.parse(text, default_name="x" if i == 0 else f"x{i}", layout=layout) for i, text in enumerate(inputs)
     ]
-    subject = tensorflow_factory.rpartition(":")[0]
-    mirror = Mirror(Path(subject).stem, torch_factory, tensorflow_factory, tuple(specs), _batch_sizes(batches))
-    return mirror, others
+    subject = Path(tensorflow_factory.rpartition(":")[0]).stem
+    return Mirror(subject, torch_factory, tensorflow_factory, tuple(specs), _batch_sizes(batches))
 
 
 def _batch_sizes(text: str) -> tuple[int, ...]:

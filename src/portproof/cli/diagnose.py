@@ -19,13 +19,18 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("name", default="", metavar="[NAME]")
-@common.target
+@common.pair
 @common.only
 @common.weights
 @common.running
 @common.output
 def diagnose(
     name: str,
+    torch_factory: str | None,
+    tensorflow_factory: str | None,
+    inputs: tuple[str, ...],
+    same_layout: bool,
+    batches: str,
     only: tuple[str, ...],
     policy_file: Path | None,
     quiet: bool,
@@ -33,7 +38,7 @@ def diagnose(
     json_file: Path | None,
     junit_file: Path | None,
     html_file: Path | None,
-    **options: Any,
+    **running: Any,
 ) -> int:
     """Prove why a port differs: repair it in memory until it does not.
 
@@ -42,7 +47,7 @@ def diagnose(
     """
     from portproof.plan import phases_for
 
-    mirror, running = common.pair(name, **options)
+    mirror = common.mirror_of(name, torch_factory, tensorflow_factory, inputs, same_layout, batches)
     policy = common.read_policy(policy_file)
     report = run(mirror, phases_for(only), policy, quiet=quiet, **running)
     return common.finish(

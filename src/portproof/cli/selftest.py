@@ -14,7 +14,7 @@ from portproof.cli import common
 
 @click.command()
 @click.argument("name", default="", metavar="[MIRROR]")
-@common.target
+@common.pair
 @click.option(
     "--only", multiple=True, metavar="NAME", help="These defects or groups alone (may be repeated); see --list."
 )
@@ -44,7 +44,12 @@ def selftest(
     json_file: Path | None,
     quiet: bool,
     verbose: bool,
-    **options: Any,
+    torch_factory: str | None,
+    tensorflow_factory: str | None,
+    inputs: tuple[str, ...],
+    same_layout: bool,
+    batches: str,
+    **running: Any,
 ) -> int:
     """Can the check fail? Plant porting defects, one at a time, and see which are caught.
 
@@ -58,10 +63,14 @@ def selftest(
     if listing:
         render_catalogue(defects)
         return 0
-    from portproof.mirrors import DEFAULT
     from portproof.selftest import run
 
-    mirror, running = common.pair(name, default=DEFAULT, **options)
+    own = bool(torch_factory or tensorflow_factory or inputs)
+    mirror = (
+        common.mirror_of(name, torch_factory, tensorflow_factory, inputs, same_layout, batches)
+        if own
+        else common.mirror_named(name)
+    )
     settings = common.make_settings(weights="shared", traces=None, threads=1, lanes=1, **running)
     with SelfTestProgress(sys.stderr, quiet=quiet) as progress:
         result = run(

@@ -71,7 +71,7 @@ def altered_weights(
     if "bias" in weights:
         yield Altered("the bias is missing" if not kind.endswith("norm") else "beta is missing",
                       "add the bias", "no bias", {"bias": None})  # fmt: skip
-    yield from _stale(weights, initial, noun, kind)
+    yield from _stale(weights, initial, noun)
     for role, value in weights.items():
         seen: list[Array] = [value]
         for step in rearrangements(value.shape):
@@ -97,9 +97,7 @@ def _exchanged(weights: Mapping[str, Array], kind: str) -> Iterator[Altered]:
                           ((first, "", second),))  # fmt: skip
 
 
-def _stale(
-    weights: Mapping[str, Array], initial: Mapping[str, Array], noun: Mapping[str, str], kind: str
-) -> Iterator[Altered]:
+def _stale(weights: Mapping[str, Array], initial: Mapping[str, Array], noun: Mapping[str, str]) -> Iterator[Altered]:
     """Values that never arrived, or not whole."""
     if set(_STATISTICS) <= set(weights):
         stale = {
@@ -112,7 +110,7 @@ def _stale(
         word = noun.get(role, role)
         usual = [("zero", np.zeros_like(value)), ("one", np.ones_like(value))]
         if role in initial and initial[role].shape == value.shape:
-            usual.insert(0, ("its initial value", initial[role]))
+            usual.append(("its initial value", initial[role]))
         for name, stale_value in usual:
             if not np.array_equal(stale_value, value):
                 yield Altered(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 _FITS = 1e-9
+_TERMS, _ROWS = 4, 512  # terms of a sum at most; values that are enough to tell one sum from another
 _EARLIER = 6  # how many earlier outputs may have been what a layer's input is made of
 
 
@@ -40,7 +42,9 @@ def causes_between(
             continue
         recent = _recent(pairs, phase, agreeing)
         yield from _another_activation(call, other, x_a, x_b, recent, place)
-        yield from _another_sum(call, x_a, x_b, [*recent, *_given(pairs, phase, call)], other.layer, "before", place)
+        yield from _another_sum(
+            call, x_a, x_b, [*recent, *_given(pairs, phase, call, around=True)], other.layer, "before", place
+        )
         yield from _another_order(call, other, x_a, x_b, place)
 
 
@@ -84,10 +88,10 @@ def _parts(pairs: Pairs, phase: str, call: CallRecord) -> list[_Term]:
     return _recent(pairs, phase, keys)
 
 
-def _given(pairs: Pairs, phase: str, call: CallRecord) -> list[_Term]:
-    """The inputs of the containers around a call, the nearest first, and of the call itself."""
+def _given(pairs: Pairs, phase: str, call: CallRecord, *, around: bool = False) -> list[_Term]:
+    """The inputs of a call and of the containers ``around`` it, the nearest first."""
     parents = {record.name: record.parent for record in pairs.a.manifest.layers}
-    name: str | None = call.layer
+    name = parents.get(call.layer) if around else call.layer
     terms = []
     calls = {each.layer: each for each in pairs.a.manifest.calls[phase]}
     while name is not None:
@@ -131,13 +135,10 @@ def _another_sum(
     for term in terms:
         if term.value.shape == x_a.shape and all(not np.array_equal(term.value, each.value) for each in usable):
             usable.append(term)
-    if not usable or not np.isfinite(x_b).all():
+    found = _as_sums(x_a, x_b, usable)
+    if found is None:
         return
-    matrix = np.stack([term.value.reshape(-1) for term in usable], 1)
-    sides = [np.linalg.lstsq(matrix, x.reshape(-1), rcond=None)[0].round(6) for x in (x_a, x_b)]
-    for x, coefficients in zip((x_a, x_b), sides, strict=True):
-        if relative_error(matrix @ coefficients, x.reshape(-1)) > _FITS:
-            return
+    usable, sides = found
     difference = sides[0] - sides[1]
     changed = [(term, a, b) for term, a, b, d in zip(usable, *sides, difference, strict=True) if d]
     if not changed:
@@ -149,6 +150,23 @@ def _another_sum(
     edit = Edit("add terms", (layer_b,), {"terms": rows, "where": where, "place": place})
     change = "; ".join(f"{'add' if a > b else 'take away'} {term.name}" for term, a, b in changed)
     yield Cause(call.layer, text, f"{layer_b}: {change}", "sum", ((edit,),))
+
+
+def _as_sums(x_a: Array, x_b: Array, terms: Sequence[_Term]) -> tuple[list[_Term], list[Array]] | None:
+    """The fewest terms that both sides are sums of, and each side's coefficients."""
+    if not np.isfinite(x_b).all():
+        return None
+    targets = [x.reshape(-1) for x in (x_a, x_b)]
+    some = np.linspace(0, len(targets[0]) - 1, min(len(targets[0]), _ROWS)).astype(int)
+    for count in range(1, _TERMS + 1):
+        for chosen in itertools.combinations(terms, count):
+            matrix = np.stack([term.value.reshape(-1)[some] for term in chosen], 1)
+            sides = [np.linalg.lstsq(matrix, x[some], rcond=None)[0].round(6) for x in targets]
+            if all(relative_error(matrix @ made, x[some]) < _FITS for made, x in zip(sides, targets, strict=True)):
+                whole = [sum(c * t.value.reshape(-1) for c, t in zip(made, chosen, strict=True)) for made in sides]
+                if all(relative_error(np.asarray(w), x) < _FITS for w, x in zip(whole, targets, strict=True)):
+                    return list(chosen), sides
+    return None
 
 
 def _another_order(call: CallRecord, other: CallRecord, x_a: Array, x_b: Array, place: int) -> Iterator[Cause]:

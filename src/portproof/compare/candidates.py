@@ -12,8 +12,9 @@ from portproof.compare.between import causes_between, causes_in_container
 from portproof.compare.causes import causes_in_layer, same_cause, subject_of, tensor_of
 from portproof.compare.divergence import Divergence
 from portproof.compare.facts import CallFacts, Cause, Facts, Measurement
-from portproof.compare.hypotheses import Ways, setting_hypotheses, standard_edit
+from portproof.compare.hypotheses import setting_hypotheses
 from portproof.compare.pairing import Pairs
+from portproof.compare.subject import Ways, standard_edit
 from portproof.compare.verdict import Verdict, failures
 from portproof.compare.weights import weight_causes
 from portproof.edits import Edit
@@ -85,7 +86,10 @@ class Candidates:
             names = frozenset(f"weights_differ {each}" for each in s.weights_differ)
             first = s.weights_differ[0].partition(": ")[2]
             return Target(self._facts.layers_of.get(first, first), "weights", "", names, float("inf"))
-        if s.wrong_trainable:
+        # A layer that is frozen by mistake has no gradient to be compared: what is wrong in eval mode comes first, or
+        # its gradients would differ as soon as there are any.
+        in_eval = found is not None and found.phase == "float64.eval" and found.what == "output"
+        if s.wrong_trainable and not in_eval:
             names = frozenset(f"wrong_trainable {each}" for each in s.wrong_trainable)
             layer = self._facts.layers_of.get(s.wrong_trainable[0].partition(": ")[0], "")
             return Target(layer, "trainable or not", "", names, float("inf"))

@@ -14,17 +14,11 @@ import numpy as np
 
 from portproof.compare.between import causes_between, causes_in_container
 from portproof.compare.facts import CallFacts, Cause, Measurement
-from portproof.compare.hypotheses import (
-    Subject,
-    finite_and_close,
-    hypotheses,
-    setting_hypotheses,
-    standard_edit,
-    standard_result,
-)
+from portproof.compare.hypotheses import finite_and_close, hypotheses, setting_hypotheses, standard_result
 from portproof.compare.measure import relative_error
 from portproof.compare.pairing import Pairs, same_layout
 from portproof.compare.structure import layer_settings
+from portproof.compare.subject import Subject, standard_edit
 from portproof.trace import CallRecord, Trace
 
 if TYPE_CHECKING:
@@ -94,9 +88,11 @@ def causes_in_layer(
     if subject is None:
         return
     fitting = False
-    if y_a is not None and y_a.shape == subject.y.shape:
+    if y_a is not None:
         finite = np.isfinite(subject.y)  # a defect may leave NaN behind, such as the root of a negative "variance"
-        own = relative_error(subject.y[finite], y_a[finite]) if finite.any() else 0.0
+        own = np.inf
+        if y_a.shape == subject.y.shape:
+            own = relative_error(subject.y[finite], y_a[finite]) if finite.any() else 0.0
         with np.errstate(all="ignore"):
             for each in hypotheses(subject):
                 if finite_and_close(each, own, _FITS):

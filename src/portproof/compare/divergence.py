@@ -61,6 +61,9 @@ def first_divergence(
         if wrong:
             order = _order(facts)
             backwards = group == "gradients"  # gradients go wrong from the last layer to the first
+            wrong.sort(
+                key=lambda each: (each.layer, -each.distance.relative, each.name)
+            )  # for those that nothing orders
             first = (max if backwards else min)(wrong, key=lambda each: order.get(each.layer, len(order)))
             return _divergence(facts, first.layer, "", what, phase, first, True)
     return None

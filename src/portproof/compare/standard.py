@@ -97,7 +97,9 @@ class Convolution:
             for size, pads, span, stride in zip(sizes, self.pads, spans, self.stride, strict=True)
         )
 
-    def patches(self, x: Array, kernel: Sequence[int]) -> tuple[Array, tuple[Array, ...]] | None:
+    def patches(
+        self, x: Array, kernel: Sequence[int], mode: str = "constant"
+    ) -> tuple[Array, tuple[Array, ...]] | None:
         """What the kernel sees at some of the output places: (P, C, *kernel), and the places as (n, i, j, ...)."""
         sizes = self.output_sizes(x.shape[2:], kernel)
         shape = (x.shape[0], *sizes)
@@ -109,7 +111,7 @@ class Convolution:
         spread = np.arange(total) if total <= _PLACES else np.linspace(0, total - 1, _PLACES).astype(int)
         some = edges if len(edges) <= _PLACES else edges[np.linspace(0, len(edges) - 1, _PLACES).astype(int)]
         places = np.unravel_index(np.unique(np.concatenate([some, spread])), shape)
-        padded = np.pad(x, ((0, 0), (0, 0), *self.pads))
+        padded = _padded(x, ((0, 0), (0, 0), *self.pads), mode)
         taken = []
         for axis, (place, step, dilation, size) in enumerate(
             zip(places[1:], self.stride, self.dilation, kernel, strict=True)
@@ -151,10 +153,16 @@ def normalised(x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps
     return (x - mean.reshape(shape)) * scale.reshape(shape) + beta.reshape(shape)
 
 
-def layer_normalised(x: Array, axes: tuple[int, ...], gamma: Array, beta: Array, eps: float) -> Array:
-    """LayerNorm over ``axes``, scaled along the last ones."""
-    mean, var = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
+def layer_normalised(x: Array, axes: tuple[int, ...], gamma: Array, beta: Array, eps: float, scale: float) -> Array:
+    """LayerNorm over ``axes``, scaled along the last ones; ``scale`` multiplies the variance."""
+    mean, var = x.mean(axes, keepdims=True), scale * x.var(axes, keepdims=True)
     return (x - mean) / np.sqrt(var + eps) * gamma + beta
+
+
+def _padded(x: Array, pads: Sequence[tuple[int, int]], mode: str) -> Array:
+    if mode == "reflect" and all(max(pair) < size for pair, size in zip(pads, x.shape, strict=True)):
+        return np.pad(x, pads, "reflect")
+    return np.pad(x, pads, "edge" if mode == "edge" else "constant")
 
 
 def _each(value: Any, axes: int) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from portproof.mirror import Mirror, check_factory
 
 _PACKAGE = Path(__file__).parents[1]
 # They show what was found, decide what is run, or use what is measured: no measurement of a cell depends on them.
-_SHOWING = ("cli", "convert", "defects", "honest", "matrix", "repair.py", "report", "selftest")
+_SHOWING = ("cli", "convert", "defects", "honest", "matrix", "repair", "report", "selftest")
 _WORDS = {
     "lock": "its lock",
     "source": "portproof's source",

@@ -28,7 +28,7 @@ def render_diagnosis(console: Console, found: Diagnosis) -> None:
         rows.add_row(text("layers"), text(_layers(cause.others)))
         rows.add_row(text("measured"), text(_measured(cause)))
         blocks += [text(cause.line, "bold yellow"), rows, ""]
-    tried = f"{found.tried} captures, {found.seconds:.1f} s"
+    tried = f"{found.tried} capture{'' if found.tried == 1 else 's'} of the port, {found.seconds:.1f} s"
     if found.remaining:
         what = "remains with these repairs" if found.proven else "not proven: no repair that was tried made it vanish"
         blocks += [text(what, "bold"), *(text(f"  {line}") for line in found.remaining)]

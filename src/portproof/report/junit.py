@@ -104,6 +104,9 @@ def _summary(report: Report) -> str:
         if found.what == "output":
             lines.append("its inputs agree" if found.inputs_agree else "what reaches it differs already")
         lines += [*found.settings, *(f"likely cause: {cause}" for cause in found.causes)]
+    if diagnosis := report.diagnosis:
+        lines += [f"proven cause: {cause.line} ({cause.text})" for cause in diagnosis.proven]
+        lines += [f"not proven: {line}" for line in diagnosis.remaining]
     lines += [f"log of {side}: {path}" for side, path in report.recorded.get("logs", {}).items()]
     return "\n".join(lines)
 
