@@ -26,6 +26,7 @@ _FLOAT32_ULP, _FLOAT64_ULP = 2.0**-24, 2.0**-53
 DEAD_LAYER = 1e-3
 # To be more than noise, the largest values of a gradient on both sides need to agree by this; they do to 1e-9.
 GRADIENTS_AGREE = 1e-3
+_ANYTHING = 1e300  # more than any finite difference: NaN or Inf on one side alone is a difference in any case
 _NO_DIGITS = 0.1  # a float32 error above this is no measure of anything: it cannot grow much further
 
 
@@ -114,11 +115,11 @@ class Limits:
         """
         own = measurement.error_a
         if self.overflow if own is None else not math.isfinite(own):
-            return math.inf
+            return _ANYTHING
         limit, share = self.function(measurement), self._share(measurement)
         if share <= self.policy.float64_most:
             return limit
-        return math.inf if self._error(measurement) > _NO_DIGITS else max(limit, self._times(measurement) * share)
+        return _ANYTHING if self._error(measurement) > _NO_DIGITS else max(limit, self._times(measurement) * share)
 
     def precision(self, measurement: Measurement) -> float:
         """What the port's float32 error may be: a multiple of the original's, or a few units in the last place."""
