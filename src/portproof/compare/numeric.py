@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from portproof.compare.checks import FAIL, NOTE, PASS, UNKNOWN, Check
 from portproof.compare.facts import MODEL, Facts, Measurement
-from portproof.compare.policy import Limits, Policy
+from portproof.compare.policy import DEAD_LAYER, GRADIENTS_AGREE, Limits, Policy
 
 _BACKWARD = ("gradients", "input-gradient", "parameters", "buffers")
 
@@ -28,7 +28,7 @@ def function(found: Sequence[Measurement], name: str, title: str, limits: Limits
     hidden = [each for each in differing if each.key not in designed and each not in wrong]
     idle = [each for each in found if each.distance.scale == 0 and each.distance.relative == 0]
     judged = [each for each in found if each.key not in designed] or list(found)
-    worst = max(judged, key=lambda each: _order(each.distance.relative / limit(each)))
+    worst = max(judged, key=lambda each: _order(each.distance.relative / limit(each), each))
     details = [_pair(each) for each in wrong[:8]] + ([f"and {len(wrong) - 8} more"] if len(wrong) > 8 else [])
     details += [
         f"{each.name}: reaches the layer otherwise, and its output agrees" for each in differing if each.key in designed
@@ -62,9 +62,9 @@ def function(found: Sequence[Measurement], name: str, title: str, limits: Limits
     )
 
 
-def _order(share: float) -> float:
-    """For finding the worst: NaN is worse than anything, and compares with nothing."""
-    return math.inf if math.isnan(share) else share
+def _order(share: float, each: Measurement) -> tuple[float, str]:
+    """For finding the worst: NaN is worse than anything, and compares with nothing; the name settles the rest."""
+    return math.inf if math.isnan(share) else share, each.name
 
 
 def _made_up_for(
@@ -91,7 +91,7 @@ def precision(found: Sequence[Measurement], name: str, title: str, limits: Limit
         if limits.is_open(each) and (math.isfinite(each.error_b or 0.0) or not math.isfinite(each.error_a or 0.0))
     ]
     judged = [each for each in found if each not in unjudged] or list(found)
-    worst = max(judged, key=lambda each: _order((each.error_b or 0.0) / limit(each)))
+    worst = max(judged, key=lambda each: _order((each.error_b or 0.0) / limit(each), each))
     wrong = [each for each in found if each not in unjudged and not (each.error_b or 0.0) <= limit(each)]
     details = [
         f"{each.name}: {_number(each.error_b or 0)}, original {_number(each.error_a or 0)}" for each in wrong[:8]
@@ -129,7 +129,7 @@ def fallback(by_group: dict[tuple[str, str], list[Measurement]], limits: Limits)
             found = [each for each in found if not each.name.endswith("running_var")]
         if found:
             limit = limits.float32
-            worst = max(found, key=lambda each: _order(each.distance.relative / limit(each)))
+            worst = max(found, key=lambda each: _order(each.distance.relative / limit(each), each))
             wrong = [each for each in found if not each.distance.relative <= limit(each)]
             yield Check(
                 name,
@@ -175,7 +175,7 @@ def gradient_counts(facts: Facts, policy: Policy) -> Iterator[Check]:
         name, title = titles[phase]
         least = 0.0 if name == "count-original" else policy.dead
         shares = [_shares(sides[side], facts.layers_of, least) for side in ("a", "b")]
-        live_a, live_b = ({name for name, share in side.items() if share > 1} for side in shares)
+        live_a, live_b = (frozenset(name for name, share in side.items() if share > 1) for side in shares)
         differing = sorted(live_a ^ live_b)
         # Nearest to the limit: of tensors that only one side counts, the least; of noise on both sides, the largest.
         noise = [max(side.get(name, 0.0) for side in shares) for name in sides["a"] if name not in live_a | live_b]
@@ -185,9 +185,10 @@ def gradient_counts(facts: Facts, policy: Policy) -> Iterator[Check]:
         wrong = len(live_a) != len(live_b) if name == "count-original" else bool(differing)
         # What is counted in float32 is partly rounding noise, so a difference there is shown and not judged.
         status = PASS if not wrong else NOTE if name == "count-original" else FAIL
-        if name != "count-original" and sides["a"] and not live_a | live_b:
-            status = UNKNOWN  # all are zero on both sides, which tells nothing
         details = [f"{each}: live only in the {'original' if each in live_a else 'port'}" for each in differing[:8]]
+        if name != "count-original" and sides["a"] and _only_noise(facts, phase, policy, live_a & live_b):
+            status = UNKNOWN
+            details = ["not judged: the gradients are zero, or rounding noise as a whole", *details]
         yield Check(
             name,
             title,
@@ -201,6 +202,21 @@ def gradient_counts(facts: Facts, policy: Policy) -> Iterator[Check]:
         )
 
 
+def _only_noise(facts: Facts, phase: str, policy: Policy, live: frozenset[str]) -> bool:
+    """Whether the gradients are rounding noise as a whole, and so have no scale by which one could be called zero.
+
+    Where all entries of a batch are equal, the loss may be at its minimum, or each gradient a sum that cancels, while
+    BatchNorms without any variance amplify what is left. So next to the loss nothing is there, or the two sides do not
+    agree on most of what both call ``live``.
+    """
+    values = (each.distance.scale for each in facts.measurements if (each.phase, each.group) == (phase, "loss"))
+    sides = facts.gradient_maxima[phase]
+    largest = max(maximum for side in sides.values() for maximum in side.values())
+    pairs = [(sides["a"][name], sides["b"][name]) for name in live]
+    apart = sum(abs(x - y) > GRADIENTS_AGREE * max(x, y) for x, y in pairs)
+    return largest <= policy.dead * max(values, default=0.0) or 2 * apart > len(pairs)
+
+
 def _shares(maxima: dict[str, float], layers_of: dict[str, str], least: float) -> dict[str, float]:
     """Each tensor's largest gradient over what counts as rounding noise: a share of the largest of its layer."""
     largest: dict[str, float] = {}
@@ -209,7 +225,7 @@ def _shares(maxima: dict[str, float], layers_of: dict[str, str], least: float) -
         largest[layer] = max(largest.get(layer, 0.0), value)
     overall = max(largest.values(), default=0.0)
     # A layer that is noise as a whole has nothing of its own to be judged by.
-    floor = {layer: max(value * least, overall * least * 1e-3) for layer, value in largest.items()}
+    floor = {layer: max(value * least, overall * least * DEAD_LAYER) for layer, value in largest.items()}
     return {
         name: value / floor[layers_of.get(name, "")] if floor[layers_of.get(name, "")] else math.inf if value else 0.0
         for name, value in maxima.items()

@@ -22,6 +22,11 @@ from portproof.errors import InputError
 
 _FLOAT32_TO_FLOAT64 = 2.0**-29  # the ratio of the two precisions' units in the last place
 _FLOAT32_ULP, _FLOAT64_ULP = 2.0**-24, 2.0**-53
+# Of ``dead``: a layer whose largest gradient is this much smaller than the model's is rounding noise as a whole.
+DEAD_LAYER = 1e-3
+# To be more than noise, the largest values of a gradient on both sides need to agree by this; they do to 1e-9.
+GRADIENTS_AGREE = 1e-3
+_ANYTHING = 1e300  # more than any finite difference: NaN or Inf on one side alone is a difference in any case
 _NO_DIGITS = 0.1  # a float32 error above this is no measure of anything: it cannot grow much further
 
 
@@ -75,6 +80,7 @@ class Limits:
     overall: float = 0.0
     repeats: float = 0.0
     sizes: Mapping[str, int] = field(default_factory=dict)
+    overflow: bool = False
 
     @classmethod
     def of(cls, facts: Facts, policy: Policy) -> Limits:
@@ -86,9 +92,14 @@ class Limits:
                 errors.setdefault((each.phase, each.group), []).append(each.error_a)
             if each.group == "outputs":
                 sizes[each.layer] = max(sizes.get(each.layer, 0), math.prod(each.distance.shape_a))
-        typical = {key: median_low(found) for key, found in errors.items()}
+        training = [each for each in facts.measurements if (each.phase, each.group) == ("float64.train", "gradients")]
         return cls(
-            policy, typical, max(errors.get(("float64.train", "gradients"), ()), default=0.0), facts.repeats, sizes
+            policy,
+            typical={key: median_low(found) for key, found in errors.items()},
+            overall=max(errors.get(("float64.train", "gradients"), ()), default=0.0),
+            repeats=facts.repeats,
+            sizes=sizes,
+            overflow=any(each.error_a is not None and not math.isfinite(each.error_a) for each in training),
         )
 
     def function(self, measurement: Measurement) -> float:
@@ -99,12 +110,16 @@ class Limits:
     def beyond(self, measurement: Measurement) -> float:
         """What rounding alone may make of this tensor: a difference above the limit, up to this, cannot be judged.
 
-        It is the limit itself unless the original amplifies rounding by more than ``float64_most`` allows for.
+        It is the limit itself unless the original amplifies rounding by more than ``float64_most`` allows for, or
+        overflows in float32.
         """
+        own = measurement.error_a
+        if self.overflow if own is None else not math.isfinite(own):
+            return _ANYTHING
         limit, share = self.function(measurement), self._share(measurement)
         if share <= self.policy.float64_most:
             return limit
-        return math.inf if self._error(measurement) > _NO_DIGITS else max(limit, self._times(measurement) * share)
+        return _ANYTHING if self._error(measurement) > _NO_DIGITS else max(limit, self._times(measurement) * share)
 
     def precision(self, measurement: Measurement) -> float:
         """What the port's float32 error may be: a multiple of the original's, or a few units in the last place."""
