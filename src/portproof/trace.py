@@ -254,7 +254,7 @@ class StoredTensor:
         # Not by a memory map: what was read would stay resident, file after file.
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.offset + start * self.dtype.itemsize)
-            into = memoryview(values).cast("B") if values.size else memoryview(b"")
+            into = buffer.data[: values.nbytes]
             done = 0
             while done < len(into):
                 read = file.readinto(into[done:])

@@ -81,13 +81,13 @@ def stored_distance(a: StoredTensor, b: StoredTensor, *, least_scale: float = 0.
 
     Where values are not finite or leave the range in which squares can be added, both are read as a whole.
     """
-    found = sums(a, b, a.size)
+    found = sums(a, b, a.size, every=max(a.size // _ULP_SAMPLE, 1) if ulp else 0)
     usual = all(_LEAST < value < _MOST for value in (found.aa, found.bb)) and (found.dd > _LEAST or found.largest == 0)
     if not usual or found.dd >= _MOST:
         return distance(_whole(a), _whole(b), least_scale=least_scale, ulp=ulp)
     norms = math.sqrt(found.aa), math.sqrt(found.bb)
     scale = max(*norms, least_scale)
-    position = found.worst
+    position, gaps = found.worst, ulp and not found.equal and a.dtype.kind == b.dtype.kind == "f"
     worst = (each.block(position, position + 1) for each in (a, b))
     worst_a, worst_b = (0.0, 0.0) if found.equal else (float(each[0]) for each in worst)
     return Distance(
@@ -103,7 +103,7 @@ def stored_distance(a: StoredTensor, b: StoredTensor, *, least_scale: float = 0.
         worst=() if found.equal else tuple(int(i) for i in np.unravel_index(position, a.shape)),
         worst_a=worst_a,
         worst_b=worst_b,
-        ulp=_ulp_quantiles(*map(_sampled, (a, b))) if ulp and not found.equal else (0.0, 0.0, 0.0),
+        ulp=_quantiles(*map(np.concatenate, zip(*found.samples, strict=True))) if gaps else (0.0, 0.0, 0.0),
     )
 
 
@@ -127,12 +127,6 @@ def stored_error(value: StoredTensor, exact: StoredTensor, least_scale: float = 
 
 def _whole(tensor: StoredTensor) -> NDArray[Any]:
     return tensor.block(0, tensor.size).reshape(tensor.shape)
-
-
-def _sampled(tensor: StoredTensor) -> NDArray[Any]:
-    """Every k-th value, as `_ulp_quantiles` takes them."""
-    step = max(tensor.size // _ULP_SAMPLE, 1)
-    return np.concatenate([tensor.block(i, i + 1) for i in range(0, tensor.size, step)])
 
 
 def relative_error(value: NDArray[Any], exact: NDArray[Any], least_scale: float = 0.0) -> float:
@@ -187,8 +181,13 @@ def _ulp_quantiles(a: NDArray[Any], b: NDArray[Any]) -> tuple[float, float, floa
     if dtype.kind != "f":
         return (0.0, 0.0, 0.0)
     step = max(a.size // _ULP_SAMPLE, 1)
+    return _quantiles(*(each.reshape(-1)[::step] for each in (a, b)))
+
+
+def _quantiles(a: NDArray[Any], b: NDArray[Any]) -> tuple[float, float, float]:
+    dtype = min(a.dtype, b.dtype, key=lambda each: each.itemsize)
     with np.errstate(over="ignore"):
-        pair = [np.ascontiguousarray(each.reshape(-1)[::step], dtype=dtype) for each in (a, b)]
+        pair = [np.ascontiguousarray(each, dtype=dtype) for each in (a, b)]
     ordered = [_monotone(each) for each in pair]
     # uint64 differences wrap, so the larger minus the smaller.
     gaps = np.sort(np.maximum(*ordered) - np.minimum(*ordered))

@@ -34,7 +34,7 @@ class Flat(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Squares of both tensors and of their difference, their product, the largest difference and where it is."""
+    """Squares of both tensors and of their difference, their product, the largest difference and its place, samples."""
 
     equal: bool = True
     aa: float = 0.0
@@ -43,6 +43,7 @@ class Sums:
     ab: float = 0.0
     largest: float = 0.0
     worst: int = 0
+    samples: tuple[tuple[NDArray[Any], NDArray[Any]], ...] = ()
 
     def __add__(self, other: Sums) -> Sums:
         later = other.largest > self.largest
@@ -54,14 +55,20 @@ class Sums:
             self.ab + other.ab,
             other.largest if later else self.largest,
             other.worst if later else self.worst,
+            self.samples + other.samples,
         )
 
 
-def sums(a: Flat, b: Flat, size: int) -> Sums:
-    """All sums of two tensors of ``size`` values. A NaN or Inf among them makes ``aa`` or ``bb`` not finite."""
+def sums(a: Flat, b: Flat, size: int, *, every: int = 0) -> Sums:
+    """All sums of two tensors of ``size`` values, and ``every`` so many a sample of both.
+
+    A NaN or Inf among them makes ``aa`` or ``bb`` not finite.
+    """
 
     def of_span(start: int) -> Sums:
-        return _of_span(_read(a, start, size, 0), _read(b, start, size, 1), start)
+        x, y = _read(a, start, size, 0), _read(b, start, size, 1)
+        samples = ((x[-start % every :: every].copy(), y[-start % every :: every].copy()),) if every else ()
+        return Sums(samples=samples) + _of_span(x, y, start)
 
     return _total(of_span, size)
 
