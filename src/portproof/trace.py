@@ -6,7 +6,7 @@ about frameworks. Two captures of the same thing give the same bytes, but for th
 
 Tensor keys read ``<phase>/<what>/<name>``, for example ``float64.eval/output/features.0.0.c``; ``weights/...`` keys
 carry the parameters and buffers that every phase started from. A large trace never stands in memory as a whole: it is
-written in shards of about 64 MiB, and read one tensor at a time.
+written in shards of about 64 MiB, and read one tensor, or a part of one, at a time.
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ import errno
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from portproof.errors import TraceError
@@ -226,13 +228,50 @@ class TraceWriter:
         return Trace(self.target, complete)
 
 
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor that stays on disk: ``block`` reads a part of it, at any time and from any thread."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """How many values it has."""
+        return math.prod(self.shape)
+
+    def block(self, start: int, stop: int, buffer: NDArray[np.uint8] | None = None) -> NDArray[Any]:
+        """The values from ``start`` to ``stop`` of the flattened tensor, in ``buffer`` if one is given.
+
+        Raises:
+            TraceError: they are not there.
+        """
+        count = max(stop - start, 0)
+        if buffer is None:
+            buffer = np.empty(count * self.dtype.itemsize, np.uint8)
+        values: NDArray[Any] = buffer[: count * self.dtype.itemsize].view(self.dtype)
+        # Not by a memory map: what was read would stay resident, file after file.
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.offset + start * self.dtype.itemsize)
+            into = buffer.data[: values.nbytes]
+            done = 0
+            while done < len(into):
+                read = file.readinto(into[done:])
+                if not read:
+                    raise TraceError(f"{self.path} is not complete. Capture it again.")
+                done += read
+        return values
+
+
 class Trace:
-    """A stored trace, read one tensor at a time."""
+    """A stored trace, read one tensor, or one part of a tensor, at a time."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
-        self._open: dict[int, Any] = {}
+        self._headers: dict[int, dict[str, Any]] = {}
 
     @classmethod
     def open(cls, path: Path | str, *, verify: bool = True, digest: Callable[[Path], str] | None = None) -> Trace:
@@ -255,13 +294,18 @@ class Trace:
         manifest = Manifest.from_json(text, path / MANIFEST, verify=verify)
         if any(not 0 <= info.shard < len(manifest.shards) for info in manifest.tensors.values()):
             raise TraceError(f"{path / MANIFEST} names a shard that there is not: capture it again.")
-        measure = digest or _sha256
-        for index, expected in enumerate(manifest.shards):
-            shard = path / shard_name(index)
+        shards = [path / shard_name(index) for index in range(len(manifest.shards))]
+        for shard in shards:
             if not shard.is_file():
                 raise TraceError(f"{shard} is missing: the trace is incomplete, capture it again.")
-            if verify and measure(shard) != expected:
-                raise TraceError(f"{shard} is not the file that was written (truncated or changed): capture it again.")
+        if verify:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing leaves the interpreter to others
+                digests = list(pool.map(digest or _sha256, shards))
+            for shard, found, wanted in zip(shards, digests, manifest.shards, strict=True):
+                if found != wanted:
+                    raise TraceError(
+                        f"{shard} is not the file that was written (truncated or changed): capture it again."
+                    )
         return cls(path, manifest)
 
     def __contains__(self, key: str) -> bool:
@@ -269,17 +313,30 @@ class Trace:
 
     def tensor(self, key: str) -> NDArray[Any]:
         """The tensor stored under ``key``; raises `TraceError` if there is none."""
+        stored = self.stored(key)
+        return stored.block(0, stored.size).reshape(stored.shape)
+
+    def stored(self, key: str) -> StoredTensor:
+        """The tensor under ``key``, not read yet; raises `TraceError` if there is none."""
         info = self.manifest.tensors.get(key)
         if info is None:
             raise TraceError(f"{self.path} holds no tensor {key!r}.")
+        path = self.path / shard_name(info.shard)
         try:
-            if info.shard not in self._open:
-                self._open[info.shard] = safe_open(self.path / shard_name(info.shard), framework="numpy")
-            return self._open[info.shard].get_tensor(key)
-        except (SafetensorError, OSError) as error:
-            raise TraceError(
-                f"{self.path / shard_name(info.shard)} cannot be read: {error}. Capture it again."
-            ) from error
+            if info.shard not in self._headers:
+                self._headers[info.shard] = _header(path)
+            header = self._headers[info.shard]
+            row = header[key]
+            return StoredTensor(path, tuple(row["shape"]), np.dtype(_DTYPES[row["dtype"]]), row["data_offsets"][0])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise TraceError(f"{path} cannot be read: {error!r}. Capture it again.") from error
+
+    def same_shard(self, other: Trace, key: str) -> bool:
+        """Whether ``key`` lies in files of equal content on both sides, by the SHA-256 that both manifests state."""
+        infos = self.manifest.tensors.get(key), other.manifest.tensors.get(key)
+        if infos[0] is None or infos[1] is None:
+            return False
+        return self.manifest.shards[infos[0].shard] == other.manifest.shards[infos[1].shard]
 
     def names(self, phase: str, what: str) -> list[str]:
         """The names of a phase's tensors of one kind, in the order in which they were captured."""
@@ -306,6 +363,28 @@ def is_trace(path: Path) -> bool:
 def shard_name(index: int) -> str:
     """The file name of a shard."""
     return f"tensors-{index:05d}.safetensors"
+
+
+_DTYPES = {  # of safetensors
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
+    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
+}  # fmt: skip
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """What lies where in a safetensors file: its first 8 bytes are the length of the JSON that says so."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        size = path.stat().st_size
+        if length > size:
+            raise ValueError("not a safetensors file")
+        header: dict[str, Any] = json.loads(file.read(length))
+    rows = [row for row in header.values() if "data_offsets" in row]
+    for row in rows:
+        row["data_offsets"] = [8 + length + each for each in row["data_offsets"]]
+    if max((row["data_offsets"][1] for row in rows), default=8 + length) != size:
+        raise ValueError("not a complete safetensors file")
+    return header
 
 
 def _sha256(path: Path) -> str:

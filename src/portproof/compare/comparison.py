@@ -10,9 +10,10 @@ import numpy as np
 
 from portproof.compare.batchnorm import measured_rules, without_rule
 from portproof.compare.causes import likely_causes
-from portproof.compare.facts import CallFacts, Facts, Measurement, provable
-from portproof.compare.measure import distance, norm, relative_error
+from portproof.compare.facts import CallFacts, Distance, Facts, Measurement, provable
+from portproof.compare.measure import distance, equal_distance, norm, relative_error, stored_distance, stored_error
 from portproof.compare.pairing import Pairs, same_layout, same_shape
+from portproof.compare.streaming import LARGE
 from portproof.compare.structure import describe_structure, layer_settings
 from portproof.errors import TraceError
 from portproof.trace import MODEL, CallRecord, Trace
@@ -135,7 +136,7 @@ class _Comparison:
         for what, group in (("loss", "loss"), ("input-gradient", "input-gradient")):
             for name in self.a.names(phase, what):
                 if f"{phase}/{what}/{name}" in self.b:
-                    least = 0.0 if group == "loss" else floor * math.sqrt(self.a.tensor(f"{phase}/{what}/{name}").size)
+                    least = 0.0 if group == "loss" else floor * math.sqrt(self.a.stored(f"{phase}/{what}/{name}").size)
                     self._add(phase, group, f"{what}/{name}", f"{what}/{name}", layer="", least_scale=least)
         self._measure_parameters(phase)
 
@@ -237,25 +238,56 @@ class _Comparison:
         key = _measurement_key(phase, group, key_a, key_b)
         if key in self.measurements:
             return key
+        names = key_a.partition("/")[2], key_b.partition("/")[2]
+        streamed = self._streamed(phase, group, key_a, key_b, least_scale)
+        if streamed is not None:
+            self._store(key, phase, group, names, layer, streamed, key_a, key_b, least_scale, "")
+            return key
         x, y = self.a.tensor(f"{phase}/{key_a}"), self.b.tensor(f"{phase}/{key_b}")
         y, note = (same_layout if group in ("outputs", "inputs", "batches") else same_shape)(x, y)
         if group == "parameters":  # of values after optimizer steps, what the steps changed
             x, y = x - self._start(self.a, key_a.partition("/")[2]), y - self._start(self.b, key_b.partition("/")[2])
         if group == "buffers":
             x, y, note = self._without_variance_rule(phase, key_a, key_b, x, y, note)
-        name_a, name_b = key_a.partition("/")[2], key_b.partition("/")[2]
+        found = distance(x, y, least_scale=least_scale, ulp=phase.startswith("float32"))
+        self._store(key, phase, group, names, layer, found, key_a, key_b, least_scale, note)
+        return key
+
+    def _store(
+        self,
+        key: str,
+        phase: str,
+        group: str,
+        names: tuple[str, str],
+        layer: str,
+        found: Distance,
+        key_a: str,
+        key_b: str,
+        least_scale: float,
+        note: str,
+    ) -> None:
         self.measurements[key] = Measurement(
             phase=phase,
             group=group,
-            name=name_a,
-            other="" if name_b == name_a else name_b,
+            name=names[0],
+            other="" if names[1] == names[0] else names[1],
             layer=layer,
-            distance=distance(x, y, least_scale=least_scale, ulp=phase.startswith("float32")),
+            distance=found,
             error_a=self._own_error(self.a, phase, key_a, least_scale),
             error_b=self._own_error(self.b, phase, key_b, least_scale),
             note=note,
         )
-        return key
+
+    def _streamed(self, phase: str, group: str, key_a: str, key_b: str, least_scale: float) -> Distance | None:
+        """The distance of two large tensors that need no preparation, without reading them as a whole."""
+        if group in ("parameters", "buffers"):
+            return None  # of these, what an update changed is measured
+        a, b = self.a.stored(f"{phase}/{key_a}"), self.b.stored(f"{phase}/{key_b}")
+        if a.size < LARGE or a.shape != b.shape or (len(a.shape) >= 4 and a.shape[1] == a.shape[-1]):
+            return None
+        if key_a == key_b and self.a.same_shard(self.b, f"{phase}/{key_a}"):
+            return equal_distance(a, least_scale)
+        return stored_distance(a, b, least_scale=least_scale, ulp=phase.startswith("float32"))
 
     def _own_error(self, trace: Trace, phase: str, key: str, least_scale: float) -> float | None:
         """A side's error in float32, measured against its own float64 run of the same experiment.
@@ -268,8 +300,11 @@ class _Comparison:
             single, double = phase, next((d for d, s in _TWIN.items() if s == phase and self._fallback), "")
         if f"{single}/{key}" not in trace or f"{double}/{key}" not in trace:
             return None
-        value, exact = trace.tensor(f"{single}/{key}"), trace.tensor(f"{double}/{key}")
-        return relative_error(value, exact, max(least_scale, _NORMAL * math.sqrt(exact.size)))
+        value, exact = trace.stored(f"{single}/{key}"), trace.stored(f"{double}/{key}")
+        least_scale = max(least_scale, _NORMAL * math.sqrt(exact.size))
+        if value.size >= LARGE and value.shape == exact.shape:
+            return stored_error(value, exact, least_scale)
+        return relative_error(trace.tensor(f"{single}/{key}"), trace.tensor(f"{double}/{key}"), least_scale)
 
     def _without_variance_rule(
         self, phase: str, key_a: str, key_b: str, x: NDArray[Any], y: NDArray[Any], note: str

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from portproof.compare.facts import Distance
+from portproof.compare.streaming import square, sums
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from portproof.trace import StoredTensor
+
 # ULP quantiles of larger tensors are taken from every k-th value: they describe a distribution, and judge nothing.
 _ULP_SAMPLE = 2**12
+_LEAST, _MOST = 1e-280, 1e280  # squares that can be added: neither subnormal nor near infinity
 _SMALL_UNIT = 2.0**-64  # the norm of fewer than 2^128 values of any size is finite in it
 _LEAST_NORM, _LARGE_UNIT = 2.0**-960, 2.0**600  # below it, a norm is about to lose digits, and has them in that unit
 
@@ -75,6 +79,59 @@ def distance(a: NDArray[Any], b: NDArray[Any], *, least_scale: float = 0.0, ulp:
     )
 
 
+def stored_distance(a: StoredTensor, b: StoredTensor, *, least_scale: float = 0.0, ulp: bool = False) -> Distance:
+    """`distance` of two large tensors of one shape that stay on disk.
+
+    Where values are not finite or leave the range in which squares can be added, both are read as a whole.
+    """
+    found = sums(a, b, a.size, every=max(a.size // _ULP_SAMPLE, 1) if ulp else 0)
+    usual = all(_LEAST < value < _MOST for value in (found.aa, found.bb)) and (found.dd > _LEAST or found.largest == 0)
+    if not usual or found.dd >= _MOST:
+        return distance(_whole(a), _whole(b), least_scale=least_scale, ulp=ulp)
+    norms = math.sqrt(found.aa), math.sqrt(found.bb)
+    scale = max(*norms, least_scale)
+    position, gaps = found.worst, ulp and not found.equal and a.dtype.kind == b.dtype.kind == "f"
+    worst = (each.block(position, position + 1) for each in (a, b))
+    worst_a, worst_b = (0.0, 0.0) if found.equal else (float(each[0]) for each in worst)
+    return Distance(
+        shape_a=a.shape,
+        shape_b=b.shape,
+        dtype_a=a.dtype.name,
+        dtype_b=b.dtype.name,
+        equal=found.equal,
+        relative=math.sqrt(found.dd) / scale,
+        max_abs=found.largest,
+        scale=scale,
+        cosine=1.0 if found.equal else max(-1.0, min(1.0, found.ab / norms[0] / norms[1])),
+        worst=() if found.equal else tuple(int(i) for i in np.unravel_index(position, a.shape)),
+        worst_a=worst_a,
+        worst_b=worst_b,
+        ulp=_quantiles(*map(np.concatenate, zip(*found.samples, strict=True))) if gaps else (0.0, 0.0, 0.0),
+    )
+
+
+def equal_distance(a: StoredTensor, least_scale: float = 0.0) -> Distance:
+    """`distance` of a large tensor on disk to another one that is known to have the same bits."""
+    found = square(a, a.size)
+    if not _LEAST < found < _MOST:
+        whole = _whole(a)
+        return distance(whole, whole, least_scale=least_scale)
+    scale = max(math.sqrt(found), least_scale)
+    return Distance(a.shape, a.shape, a.dtype.name, a.dtype.name, True, 0.0, 0.0, scale, 1.0)
+
+
+def stored_error(value: StoredTensor, exact: StoredTensor, least_scale: float = 0.0) -> float:
+    """`relative_error` of large tensors of one shape that stay on disk."""
+    found = sums(value, exact, value.size)
+    if not (_LEAST < found.bb < _MOST and found.aa < _MOST and (_LEAST < found.dd < _MOST or found.largest == 0)):
+        return relative_error(_whole(value), _whole(exact), least_scale)
+    return math.sqrt(found.dd) / max(math.sqrt(found.bb), least_scale)
+
+
+def _whole(tensor: StoredTensor) -> NDArray[Any]:
+    return tensor.block(0, tensor.size).reshape(tensor.shape)
+
+
 def relative_error(value: NDArray[Any], exact: NDArray[Any], least_scale: float = 0.0) -> float:
     """The L2 norm of ``value - exact`` over that of ``exact``; infinite where it cannot be said."""
     if value.shape != exact.shape:
@@ -99,9 +156,9 @@ def norm(x: NDArray[Any]) -> float:
     """The L2 norm of all values, also where their squares leave the range of float64."""
     flat = x.reshape(-1).astype(np.float64, copy=False)
     with np.errstate(over="ignore", under="ignore"):
-        square = dot(flat, flat)
-    if 1e-280 < square < 1e280:
-        return math.sqrt(square)
+        squares = dot(flat, flat)
+    if _LEAST < squares < _MOST:
+        return math.sqrt(squares)
     # Squares of very large or very small values leave the range of float64: scale them first.
     largest = float(np.abs(flat).max()) if flat.size else 0.0
     if largest == 0.0 or not math.isfinite(largest):
@@ -143,10 +200,14 @@ def _bits(x: NDArray[Any]) -> NDArray[Any]:
 def _ulp_quantiles(a: NDArray[Any], b: NDArray[Any]) -> tuple[float, float, float]:
     if a.dtype.kind != "f" or b.dtype.kind != "f":
         return (0.0, 0.0, 0.0)
-    dtype = min(a.dtype, b.dtype, key=lambda each: each.itemsize)
     step = max(a.size // _ULP_SAMPLE, 1)
+    return _quantiles(*(each.reshape(-1)[::step] for each in (a, b)))
+
+
+def _quantiles(a: NDArray[Any], b: NDArray[Any]) -> tuple[float, float, float]:
+    dtype = min(a.dtype, b.dtype, key=lambda each: each.itemsize)
     with np.errstate(over="ignore"):
-        pair = [np.ascontiguousarray(each.reshape(-1)[::step], dtype=dtype) for each in (a, b)]
+        pair = [np.ascontiguousarray(each, dtype=dtype) for each in (a, b)]
     ordered = [_monotone(each) for each in pair]
     # uint64 differences wrap, so the larger minus the smaller.
     gaps = np.sort(np.maximum(*ordered) - np.minimum(*ordered))

@@ -158,6 +158,18 @@ def check_num_classes(num_classes: int) -> int:
     return int(num_classes)
 
 
+def check_distillation(logits: object, kind: str, alpha: float, temperature: float) -> None:
+    """Raise ``ValueError`` for what the distillation loss cannot be computed from."""
+    if not isinstance(logits, (tuple, list)) or len(logits) != 2:
+        raise ValueError("logits must be those of both heads: build with distillation=True, and call in train mode")
+    if kind not in ("hard", "soft"):
+        raise ValueError(f"kind must be hard or soft, got {kind!r}")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must lie in [0, 1], got {alpha!r}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature!r}")
+
+
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 

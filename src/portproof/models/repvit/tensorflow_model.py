@@ -114,9 +114,8 @@ class RepViTFeatures(Network):
         dtype: Any = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            cfgs, in_channels=in_channels, depthwise=depthwise, fused=fused, name=name, dtype=dtype, **kwargs
-        )
+        form: dict[str, Any] = {"in_channels": in_channels, "depthwise": depthwise, "fused": fused}
+        super().__init__(cfgs, **form, name=name, dtype=dtype, **kwargs)
         self.build((None, None, None, in_channels))
 
     @tf.autograph.experimental.do_not_convert
@@ -177,7 +176,7 @@ class RepViT(_Classifying):
         dtype: Any = None,
         **kwargs: Any,
     ) -> None:
-        form = {"in_channels": in_channels, "depthwise": depthwise, "fused": fused}
+        form: dict[str, Any] = {"in_channels": in_channels, "depthwise": depthwise, "fused": fused}
         super().__init__(cfgs, num_classes, **form, name=name, dtype=dtype, **kwargs)
         self.distillation = distillation
         head = {"name": "classifier", "dtype": self.dtype_policy}
@@ -216,7 +215,7 @@ class KWSRepViT(_Classifying):
         dtype: Any = None,
         **kwargs: Any,
     ) -> None:
-        form = {"in_channels": 1, "depthwise": depthwise, "fused": fused}
+        form: dict[str, Any] = {"in_channels": 1, "depthwise": depthwise, "fused": fused}
         super().__init__(cfgs, num_classes, **form, name=name, dtype=dtype, **kwargs)
         self.classifier = linear(self.config.out_channels, num_classes, name="classifier", dtype=self.dtype_policy)
         self.build((None, *KWS_INPUT_SHAPE))
