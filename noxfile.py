@@ -152,7 +152,7 @@ def docker(session: nox.Session) -> None:
 @nox.session(default=False)
 def browser(session: nox.Session) -> None:
     """The tests of the HTML pages in Chromium, which has to be there: PORTPROOF_CHROMIUM, or on PATH."""
-    install(session, "-e", ".", *group("browser"))
+    install(session, ["-e", ".", *group("browser")])
     session.run("pytest", "-m", "browser", "tests/report", *session.posargs)
 
 
