@@ -124,7 +124,9 @@ def _last_line(console: Console, result: Result) -> None:
     caught, seconds = total - missed, result.recorded.get("seconds")
     took = f", {seconds:.0f} s" if isinstance(seconds, (int, float)) else ""
     if not total:
-        console.print(text("NOTHING TRIED", "bold yellow") + text(f"  {result.subject}: no defect applies here{took}"))
+        console.print(
+            text("NOTHING TRIED", "bold yellow") + text(f"  {result.subject}: no defect has an effect here{took}")
+        )
         return
     located = caught - len(result.misnamed)
     named = f"; the right layer named in {located} of {caught}" if caught else ""
