@@ -83,6 +83,7 @@ class TestVerdicts:
         assert differs.code == 1
         assert "hidden.bias" in differs.out
         assert differs.out.strip().splitlines()[-1].startswith("DIFFERS")
+        assert f"portproof diagnose --torch {pair()[2]} --tensorflow" in differs.out
         assert portproof(*pair("nans", "nans")).code == 2
         assert portproof(*pair("nans")).code == 1
 
@@ -190,6 +191,9 @@ USAGE = [
     ),
     ("check", ["--mirror", "nobody"], "There is no mirror 'nobody'"),
     ("check", ["--mirror", "repvit-kws", "--input", "2"], "brings its own factories and inputs"),
+    ("diagnose", [], "or the name of a registered mirror"),
+    ("diagnose", ["nobody"], "There is no mirror 'nobody'"),
+    ("diagnose", ["repvit-kws", "--input", "2"], "brings its own factories and inputs"),
     ("parity", ["nobody"], "There is no mirror 'nobody'. Known: "),
     ("compare", ["a", "b"], "a is not a trace"),
     ("judge", ["none.json"], "none.json"),
@@ -297,3 +301,20 @@ def test_json_reports_are_plain_json(portproof: Command, tmp_path: Path) -> None
     path = tmp_path / "report.json"
     path.write_text(json.dumps({"schema": "portproof-report/1", "facts": {}, "verdict": {}}), encoding="utf-8")
     assert_one_message(portproof("judge", path), "is not a portproof report")
+
+
+@pytest.mark.torch
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("command", [["check", "--diagnose", "--only", "function"], ["diagnose"]])
+def test_a_wrong_conversion_is_diagnosed(portproof: Command, ports: Path, tmp_path: Path, command: list[str]) -> None:
+    sides = ["--torch", ports / "conversion_torch.py:net", "--tensorflow", ports / "conversion_keras.py:transposed"]
+    options = ["--input", "4,6", "--weights", "own", "--json", tmp_path / "report.json"]
+    result = portproof(*command, *sides, *options)
+    assert result.code == 1
+    assert "proven cause" in result.out
+    assert "in 2 layers: divergence gone (" in " ".join(result.out.replace("│", " ").split())  # in any width
+    assert result.out.strip().splitlines()[-1].startswith("DIFFERS")
+    found = Report.load(tmp_path / "report.json").diagnosis
+    assert found is not None
+    assert [cause.others for cause in found.proven] == [("second", "last")]
+    assert found.outcome == "same"

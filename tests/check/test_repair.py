@@ -100,6 +100,15 @@ def test_wrong_values_and_a_wrong_layout_are_told_apart_by_their_gradients(bench
         assert found.outcome == "same"
 
 
+def test_values_that_never_arrived_are_proven_by_carrying_them_over(bench: Bench) -> None:
+    """Not a pattern: the kernel is some other one, that nothing predicts."""
+    _, found = searched(bench, Edit("load", (), {"parameters": [f"{KERNEL}.weight"], "how": "initial"}))
+    (cause,) = found.proven
+    assert cause.others == (KERNEL,)
+    assert [edit.what for edit in cause.edits] == ["restore"]
+    assert found.outcome == "same"
+
+
 def test_a_defect_without_a_repair_is_not_proven_and_said(bench: Bench) -> None:
     _, found = searched(bench, Edit("loss", (), {"how": "scaled"}), Edit("set", (BN[0],), {"epsilon": 1e-3}))
     assert [cause.others for cause in found.proven] == [(BN[0],)]

@@ -425,6 +425,13 @@ def test_values_in_another_order_between_layers(between: Any, rng: Any) -> None:
     assert edit.what == "reorder"
 
 
+@pytest.mark.parametrize("where", [0, 1, 2, 3])
+def test_nan_between_layers_is_no_sum(between: Any, rng: Any, where: int) -> None:
+    tensors = [rng.standard_normal((2, 3, 4)) for _ in range(4)]
+    tensors[where][0, 0, 0] = np.nan
+    assert between(*tensors) == []
+
+
 def test_noise_between_layers_has_no_cause(between: Any, rng: Any) -> None:
     first, second, noise = (rng.standard_normal((2, 3, 4)) for _ in range(3))
     assert between(first, second, first + second, first + second + noise) == []

@@ -10,7 +10,7 @@ import pytest
 
 from portproof.compare import verdict as rules
 from portproof.compare.policy import Policy
-from portproof.compare.verdict import DIFFERS, SAME, UNDECIDED, judge
+from portproof.compare.verdict import DIFFERS, SAME, UNDECIDED, failures, judge
 
 # --- Every check ------------------------------------------------------------------------------------------------------
 
@@ -307,3 +307,30 @@ def test_the_rule_of_the_running_variance_is_named(make: Any) -> None:
     assert make.by_name(facts)["batchnorm"].details == (
         "running variance: unbiased in the original, unbiased in the port",
     )
+
+
+# --- What is wrong, as names ------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_wrong_with_equal_models_although_float32_rounds(make: Any) -> None:
+    facts = make.changed(make.complete(), "outputs", "float64.eval", relative=1e-15)
+    rounded = make.measurement("l.weight", "outputs", "float32.eval", 1e-7)
+    facts = replace(facts, measurements=(*facts.measurements, rounded))
+    assert failures(facts, judge(facts)) == frozenset()
+
+
+def test_what_is_wrong_is_named_by_measurement_check_and_structure(make: Any) -> None:
+    facts = make.changed(make.complete(), "outputs", "float64.eval", relative=1e-3)
+    structure = make.structure(wrong_trainable=("l.weight: trainable and frozen",))
+    facts = replace(facts, structure=structure, coarse={"a": (), "b": ()})
+    found = failures(facts, judge(facts))
+    assert {"check function-layers", "check parameters", "wrong_trainable l.weight: trainable and frozen"} <= found
+    assert any(name.startswith("float64.eval/outputs/") for name in found)
+    assert not any("training" in name for name in found)
+
+
+def test_without_a_float64_proof_float32_says_what_is_wrong(make: Any) -> None:
+    facts = make.changed(make.without_float64(), "outputs", "float32.eval", relative=1e-2)
+    found = failures(facts, judge(facts))
+    assert any(name.startswith("float32.eval/outputs/") for name in found)
+    assert "coarse b l" in found

@@ -14,6 +14,7 @@ from portproof.compare.policy import Policy
 from portproof.errors import InputError
 from portproof.report import Report
 from portproof.report.console import render_report
+from portproof.report.junit import to_junit
 
 
 def shown(report, width=120, **options):
@@ -50,6 +51,12 @@ def test_without_a_diagnosis_the_command_for_one_is_offered(given):
     assert "proven" not in shown(found)
     found.recorded["diagnose"] = "portproof diagnose demo"
     assert "to look for the proven cause portproof diagnose demo" in shown(found)
+
+
+def test_junit_says_it_too(given):
+    text = to_junit(given.diagnosed(remaining=("head: loss",)))
+    assert "proven cause: BatchNormalization(epsilon=1.001e-05) -&gt; 1e-05 in 2 layers: divergence gone" in text
+    assert "not proven: head: loss" in text
 
 
 def test_quiet_says_nothing_of_it(given):

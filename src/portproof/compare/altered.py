@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 _STATISTICS = ("running_mean", "running_var")
 _WORDS = {"weight": "the kernel", "bias": "the bias", "running_mean": "the running mean",
           "running_var": "the running variance"}  # fmt: skip
-_PLURAL = {"running_mean": "running mean", "running_var": "running variance"}
 
 
 @dataclass(frozen=True)

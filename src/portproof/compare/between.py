@@ -154,7 +154,8 @@ def _another_sum(
 
 def _as_sums(x_a: Array, x_b: Array, terms: Sequence[_Term]) -> tuple[list[_Term], list[Array]] | None:
     """The fewest terms that both sides are sums of, and each side's coefficients."""
-    if not np.isfinite(x_b).all():
+    terms = [term for term in terms if np.isfinite(term.value).all()]
+    if not np.isfinite(x_a).all() or not np.isfinite(x_b).all():
         return None
     targets = [x.reshape(-1) for x in (x_a, x_b)]
     some = np.linspace(0, len(targets[0]) - 1, min(len(targets[0]), _ROWS)).astype(int)

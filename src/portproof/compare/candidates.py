@@ -21,7 +21,6 @@ from portproof.edits import Edit
 from portproof.trace import CallRecord
 
 _NEXT = 4  # how many layers behind a stopped gradient are suspected
-_CONSUMERS = ("gradient", "input-gradient")
 
 
 @dataclass(frozen=True)
@@ -148,9 +147,9 @@ class Candidates:
         elif "statistics" in target.what:
             yield from self._settings(target.layer, "momentum")
             yield from self._momentum(target)
-            yield from self._own_code([target.layer], "float64.train")
+            yield from self._own_code([target.layer])
         elif "gradient" in target.what:
-            yield from self._own_code(self._behind(target), target.phase, "the gradient does not come through it")
+            yield from self._own_code(self._behind(target), "the gradient does not come through it")
 
     def _in_forward(self, target: Target) -> Iterator[Cause]:
         phase = target.phase if target.what == "output" else "float64.eval"
@@ -252,7 +251,7 @@ class Candidates:
         behind = [call.layer for call in calls[position + 1 :] if call.layer in leaves]
         return [*list(dict.fromkeys(behind))[:_NEXT], target.layer]
 
-    def _own_code(self, layers: Sequence[str], phase: str, text: str = "") -> Iterator[Cause]:
+    def _own_code(self, layers: Sequence[str], text: str = "") -> Iterator[Cause]:
         for layer in layers:
             for (used, facts), (call, other) in self._somewhere(layer):
                 subject = subject_of(self._pairs, used, facts, call, other)

@@ -19,6 +19,7 @@ from portproof.compare.measure import relative_error
 from portproof.compare.pairing import Pairs, same_layout
 from portproof.compare.structure import layer_settings
 from portproof.compare.subject import Subject, standard_edit
+from portproof.edits import Edit
 from portproof.trace import CallRecord, Trace
 
 if TYPE_CHECKING:
@@ -106,6 +107,10 @@ def causes_in_layer(
         text = f"its code does not compute a standard {facts.kind_a} from its own weights and settings"
         change = f"{subject.type}: replace its call by that of a standard {facts.kind_a}"
         yield Cause(facts.layer, text, change, "own code", ((edit,),), fits=False)
+    if subject.names and not subject.own and not fitting:
+        text = f"it does not hold the values that were carried over: {', '.join(subject.names)}"
+        ways = ((Edit("restore", (), {"names": list(subject.names.values())}),),)
+        yield Cause(facts.layer, text, f"{subject.type}: carry its weights over", "values", ways, fits=False)
 
 
 def same_cause(

@@ -117,7 +117,13 @@ def failures(facts: Facts, verdict: Verdict) -> frozenset[str]:
     differ by design, so it counts through the checks alone.
     """
     differs, imprecise = questions(facts, verdict.policy)
-    found = {each.key for each in facts.measurements if each.group != "inputs" and differs(each)}
+    # As where the first divergence is looked for: float32 has to do only where float64 is no proof.
+    judged = "float64" if provable(facts.coarse, facts.unavailable) else "float32"
+    found = {
+        each.key
+        for each in facts.measurements
+        if each.group != "inputs" and each.phase.startswith(judged) and differs(each)
+    }
     found |= {f"imprecise {each.key}" for each in facts.measurements if imprecise(each)}
     found |= {f"check {check.name}" for check in verdict.checks if check.status in (FAIL, UNKNOWN)}
     s = facts.structure
