@@ -30,6 +30,7 @@ BIASED, UNBIASED = "biased", "unbiased"
 _PHASE = "float64.train"
 # The measured factor is 1 or n/(n-1) to far better than this; n is rarely above 1e5.
 _TOLERANCE = 1e-7
+_FLAT = 2.0**-40  # of its size, what a channel varies by at least if it is more than rounding (2^-53 an operation)
 
 
 def measured_rules(pairs: Pairs) -> list[dict[str, Any]]:
@@ -78,6 +79,22 @@ def _each(pairs: Pairs) -> Iterator[dict[str, Any]]:
             "factor_a": factor_a,
             "factor_b": factor_b,
         }
+
+
+def flat_layers(trace: Trace) -> Iterator[str]:
+    """BatchNorms most of whose channels are one value throughout the batch, but for its rounding.
+
+    What they return in training mode is that rounding, divided by the square root of eps: other rounding, other values.
+    A channel of zeros has none.
+    """
+    for call in trace.manifest.calls.get(_PHASE, ()):
+        key = f"{_PHASE}/{call.inputs[0]}" if call.inputs else ""
+        if f"{_PHASE}/batch-variance/{call.layer}" in trace and key in trace:
+            x = trace.tensor(key).astype(np.float64)
+            axes = tuple(axis for axis in range(x.ndim) if axis != 1)
+            square, variance = np.square(x).mean(axes), x.var(axes)
+            if np.mean((square > 0) & (variance <= _FLAT**2 * square)) > 0.5:
+                yield call.layer
 
 
 def without_rule(

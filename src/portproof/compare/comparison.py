@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from portproof.compare.batchnorm import measured_rules, without_rule
+from portproof.compare.batchnorm import flat_layers, measured_rules, without_rule
 from portproof.compare.causes import likely_causes
 from portproof.compare.facts import CallFacts, Distance, Facts, Measurement, provable
 from portproof.compare.measure import distance, equal_distance, norm, relative_error, stored_distance, stored_error
@@ -73,6 +73,7 @@ def compare(a: Trace, b: Trace) -> Facts:
         causes=tuple(likely_causes(pairs, comparison.measurements, comparison.calls)),
         samples=_samples(pairs),
         alone={"a": _alone(a, b), "b": _alone(b, a)},
+        flat=tuple(flat_layers(a)),
         repeats=max((_repeats(a, phase) for phase in phases), default=0.0),
     )
 

@@ -41,6 +41,10 @@ def function(found: Sequence[Measurement], name: str, title: str, limits: Limits
     if idle:
         names = ", ".join(each.name for each in idle[:8]) + (", ..." if len(idle) > 8 else "")
         details.append(f"zero on both sides, which tells nothing: {len(idle)} of {len(found)}: {names}")
+    if hidden and facts.flat:
+        details.append(
+            f"BatchNorms whose channels do not vary, so that they divide rounding: {', '.join(facts.flat[:8])}"
+        )
     if name == "batchnorm":
         details = [*_rules(facts), *details]
     bad = [each for each in found if each.distance.bad_a and each.distance.bad_b]

@@ -26,6 +26,8 @@ _FLOAT32_ULP, _FLOAT64_ULP = 2.0**-24, 2.0**-53
 DEAD_LAYER = 1e-3
 # To be more than noise, the largest values of a gradient on both sides need to agree by this; they do to 1e-9.
 GRADIENTS_AGREE = 1e-3
+_STEPS = ("float64.sgd", "float64.adamw")
+_TRAINING = ("float64.train", *_STEPS)
 _ANYTHING = 1e300  # more than any finite difference: NaN or Inf on one side alone is a difference in any case
 _NO_DIGITS = 0.1  # a float32 error above this is no measure of anything: it cannot grow much further
 
@@ -73,6 +75,7 @@ class Limits:
     values count. ``overall``: the largest float32 error of the training gradients; it stands in for what has no
     float32 run of its own, such as the state after optimizer steps. ``repeats``: how many equal values one sum may
     meet.
+    ``flat``: whether BatchNorms divided nothing but rounding noise in training mode (facts.py).
     """
 
     policy: Policy
@@ -81,6 +84,7 @@ class Limits:
     repeats: float = 0.0
     sizes: Mapping[str, int] = field(default_factory=dict)
     overflow: bool = False
+    flat: bool = False
 
     @classmethod
     def of(cls, facts: Facts, policy: Policy) -> Limits:
@@ -99,6 +103,7 @@ class Limits:
             overall=max(errors.get(("float64.train", "gradients"), ()), default=0.0),
             repeats=facts.repeats,
             sizes=sizes,
+            flat=bool(facts.flat),
             overflow=any(each.error_a is not None and not math.isfinite(each.error_a) for each in training),
         )
 
@@ -113,6 +118,8 @@ class Limits:
         It is the limit itself unless the original amplifies rounding by more than ``float64_most`` allows for, or
         overflows in float32.
         """
+        if self.flat and measurement.phase in _TRAINING:
+            return _ANYTHING
         own = measurement.error_a
         if self.overflow if own is None else not math.isfinite(own):
             return _ANYTHING
@@ -135,7 +142,7 @@ class Limits:
 
     def is_open(self, measurement: Measurement) -> bool:
         """Whether the original's own float32 error is so large that zeros in place of the port's value would pass."""
-        return self.precision(measurement) >= 1.0
+        return self.precision(measurement) >= 1.0 or (self.flat and measurement.phase in _TRAINING)
 
     def float32(self, measurement: Measurement) -> float:
         """Without a float64 proof: what two float32 values may differ by, from the original's own measured rounding.
@@ -161,4 +168,4 @@ class Limits:
         return max(self.repeats, self.sizes.get(measurement.layer, 0) / max(measurement.distance.shape_a[0], 1))
 
     def _times(self, measurement: Measurement) -> float:
-        return self.policy.steps if measurement.phase in ("float64.sgd", "float64.adamw") else 1.0
+        return self.policy.steps if measurement.phase in _STEPS else 1.0
