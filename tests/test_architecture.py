@@ -34,6 +34,7 @@ FRAMEWORK_MODULES = {
         "capture/exact.py",
         "models/*/tensorflow_*.py",
         "transfer/tensorflow.py",
+        "convert/tensorflow_files.py",
         "probe.py",
     ),
 }
@@ -63,6 +64,7 @@ MAY_NOT_IMPORT = {
     "doctor": {"capture", "check", "cli", "compare", "models", "transfer"},
     "check": {"cli", "models"},
     "processes": {"check", "cli", "compare", "models", "report"},
+    "convert": {"check", "cli", "models", "report"},
 }
 
 
