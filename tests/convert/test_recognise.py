@@ -94,7 +94,7 @@ def test_the_wrong_mirror_is_refused_with_the_right_one(checkpoint: Path, tmp_pa
 
 def test_what_fits_no_mirror(tmp_path: Path) -> None:
     save_file({"w": np.zeros((3, 4), np.float32)}, tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointError, match="The 1 tensors in .* fit no registered mirror: name one with --mirror"):
+    with pytest.raises(CheckpointError, match=r"The 1 tensors in .* fit no registered mirror: name one with --mirror"):
         recognise(tmp_path / "other.safetensors")
     with pytest.raises(TransferError, match="No registered mirror has them all"):
         recognise(tmp_path / "other.safetensors", "repvit-kws")
