@@ -135,6 +135,18 @@ def proven(session: nox.Session) -> None:
     in_environment(session, "tests/bench/proven.py", "--places", "3", "--pairs", "40")
 
 
+@nox.session(name="timm", default=False)
+def parity_with_timm(session: nox.Session) -> None:
+    """RepViT against the real timm package; needs a torchvision that fits torch."""
+    cell = CELLS[THIS_PYTHON, MATRIX["default"][THIS_PYTHON]]
+    requirements = [f"torch=={cell['torch']}", f"numpy=={cell['numpy']}", *group("test"), *group("timm")]
+    index, notice = torch_source(os.environ)
+    if notice:
+        session.warn(notice)
+    install(session, ["-e", ".", *requirements], torch=index)
+    session.run("pytest", "tests/models/test_repvit_timm.py", *session.posargs)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Ruff: rules and formatting; hadolint for the Dockerfile; schemas for workflows and Kubernetes; zizmor."""

@@ -37,6 +37,7 @@ FRAMEWORK_MODULES = {
         "capture/exact.py",
         "models/*/tensorflow_*.py",
         "transfer/tensorflow.py",
+        "convert/tensorflow_files.py",
         "probe.py",
     ),
 }
@@ -85,6 +86,7 @@ MAY_NOT_IMPORT = {
     "check": {"cli", "defects", "models", "repair", "selftest"},
     "repair": {"cli", "models"},
     "processes": {"check", "cli", "compare", "models", "report"},
+    "convert": {"check", "cli", "models", "report"},
 }
 
 

@@ -82,9 +82,9 @@ class Mirror:
     ``keras.Model``. ``batches`` are the batch sizes of the forward check, besides the inputs' own. ``samples`` gives
     real examples (name -> one example without batch dimension) for a mirror with a single input; ``audio`` turns a
     mono waveform in [-1, 1] and its sample rate in Hz into one such example. Without ``training``, for networks that
-    are not to be trained (re-parameterized ones), only eval mode is checked. ``shapes`` gives the tensors of the torch
-    side's state dict by name, without a framework: by them a checkpoint is recognised. ``fused`` is the name of the
-    mirror of the same network re-parameterized.
+    are not to be trained (re-parameterized ones), only eval mode is checked. ``shapes`` names a function that gives
+    the shapes of the torch side's state dict by name, without a framework: by them a checkpoint is recognised.
+    ``fused`` is the name of the mirror of the same network re-parameterized.
     """
 
     name: str
@@ -96,7 +96,7 @@ class Mirror:
     audio: Callable[[NDArray[Any], int], NDArray[np.float32]] | None = field(default=None, compare=False)
     description: str = ""
     training: bool = True
-    shapes: Callable[[], Mapping[str, tuple[int, ...]]] | None = field(default=None, compare=False)
+    shapes: str = ""
     fused: str = ""
 
     def __post_init__(self) -> None:
@@ -105,7 +105,7 @@ class Mirror:
         names = [spec.name for spec in self.inputs]
         if len(set(names)) != len(names):
             raise MirrorError(f"Mirror {self.name!r} has two inputs of one name: {', '.join(names)}.")
-        for factory in (self.torch, self.tensorflow):
+        for factory in (self.torch, self.tensorflow, *([self.shapes] if self.shapes else [])):
             check_factory(factory)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from portproof.mirror import InputSpec, Mirror
@@ -30,14 +28,7 @@ def _spoken_samples() -> dict[str, NDArray[np.float32]]:
     return {name: _audio_features(*read_wav(path)) for name, path in clips()}
 
 
-def _shapes(variant: str, num_classes: int, **form: bool) -> Mapping[str, tuple[int, ...]]:
-    from portproof.models.repvit.config import VARIANTS, RepViTConfig
-    from portproof.models.repvit.shapes import state_shapes
-
-    network = VARIANTS[variant]
-    config = RepViTConfig.from_rows(network.rows, in_channels=network.in_channels)
-    return state_shapes(config, num_classes, **form)
-
+_SHAPES = "portproof.models.repvit.shapes:shapes_of({})"
 
 repvit_kws = Mirror(
     name="repvit-kws",
@@ -47,7 +38,7 @@ repvit_kws = Mirror(
     samples=_spoken_samples,
     audio=_audio_features,
     description="RepViT keyword spotter, log-mel (100, 40) to 2 logits",
-    shapes=partial(_shapes, "repvit_kws", 2, plain_head=True),
+    shapes=_SHAPES.format("variant='repvit_kws', num_classes=2"),
     fused="repvit-kws-fused",
 )
 
@@ -58,7 +49,7 @@ repvit_kws_fused = replace(
     tensorflow=f"{repvit_kws.tensorflow}(fused=True)",
     description="RepViT keyword spotter, re-parameterized",
     training=False,
-    shapes=partial(_shapes, "repvit_kws", 2, fused=True),
+    shapes=_SHAPES.format("variant='repvit_kws', num_classes=2, fused=True"),
     fused="",
 )
 
@@ -78,7 +69,7 @@ def _images(variant: str) -> tuple[Mirror, Mirror, Mirror]:
             inputs=(_IMAGES,),
             description=f"{title}, {description}",
             training=not form.get("fused", False),
-            shapes=partial(_shapes, variant, 1000, **form),
+            shapes=_SHAPES.format(", ".join(filter(None, (f"{variant=}", arguments)))),
             fused="" if form.get("fused") else f"{name}-fused",
         )
 

@@ -152,3 +152,31 @@ def test_a_model_that_yields_nan_keeps_finite_weights() -> None:
 
     model, _ = excited(model=NaNs())
     assert all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
+
+
+class Deep(nn.Module):
+    """Without any normalisation, at default initialisation: every layer passes on a third of what it is given."""
+
+    def __init__(self, depth: int = 12) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*(nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1) for i in range(depth)))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Any) -> Any:
+        return self.head(self.body(x).mean((2, 3)))
+
+
+def test_without_normalisation_the_input_still_reaches_the_output() -> None:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        faded = Deep().body(torch.randn(4, 3, 9, 7))
+    assert float(faded.std(0).mean()) < 1e-3  # what it would be
+    model, x = excited(model=Deep())
+    with torch.no_grad():
+        value = x
+        for layer in model.body:
+            value = layer(value)
+            varies = float((value - value.mean((0, 2, 3), keepdim=True)).std())
+            assert 0.25 * 0.99 <= varies <= 4 * 1.01
+        assert float(model(x).std(0).mean()) > 0.1
+    assert all(torch.equal(p, p.double().float().double().to(p.dtype)) for p in model.parameters())

@@ -195,6 +195,21 @@ def test_nan_on_one_side_differs_and_on_both_is_undecided(
     assert judge(facts).outcome == outcome
 
 
+@pytest.mark.parametrize(
+    ("group", "phase", "name"),
+    [("gradients", "float64.eval", "function-gradients"), ("parameters", "float64.sgd", "sgd")],
+)
+def test_nan_after_a_backward_pass_on_both_sides_proves_nothing(make: Any, group: str, phase: str, name: str) -> None:
+    facts = make.facts(make.measurement("l", group, phase, 0.0, bad_a=6, bad_b=6), make.measurement("k", group, phase))
+    check = make.by_name(facts)[name]
+    assert (check.status, check.value, check.details) == (
+        "unknown",
+        "1 with NaN or Inf",
+        ("NaN or Inf on both sides: l",),
+    )
+    assert judge(facts).outcome == UNDECIDED
+
+
 def test_nan_in_other_tensors_of_the_two_sides_differs(make: Any) -> None:
     one = make.measurement("k", "batches", "float32.forward", math.inf, bad_a=1)
     other = make.measurement("l", "batches", "float32.forward", math.inf, bad_b=1)

@@ -169,8 +169,9 @@ def small(side: str, kind: str = "RepViT", **options: Any) -> Any:
     from portproof.models.repvit import tensorflow_model
 
     model = getattr(tensorflow_model, kind)(SMALL, dtype="float64", **options)
+    rng = np.random.default_rng(0)
     for weight in model.weights:
-        weight.assign(np.random.default_rng(0).uniform(0.1, 0.5, weight.shape))
+        weight.assign(rng.uniform(0.1, 0.5, weight.shape))
     return model, lambda x, training=False: model(np.moveaxis(x, 1, -1), training=training)
 
 
@@ -183,14 +184,14 @@ def test_training_gives_both_logits_and_eval_their_mean(side: str) -> None:
     model, call = small(side, num_classes=5, distillation=True)
     logits = call(images(), training=True)
     assert [tuple(each.shape) for each in logits] == [(2, 5), (2, 5)]
-    outputs = call(images())
-    head = model.classifier
-    pooled = model.pool(list(model.features)[-1] and _last(model, side))
-    both_heads = [np.asarray((part(pooled)).detach() if side == "torch" else part(pooled)) for part in
-                  (head.classifier, head.classifier_dist)]  # fmt: skip
-    outputs = np.asarray(outputs.detach() if side == "torch" else outputs)
-    np.testing.assert_allclose(outputs, (both_heads[0] + both_heads[1]) / 2, rtol=1e-12)
-    assert not np.allclose(both_heads[0], both_heads[1])
+    pooled = model.pool(_last(model, side)) if side == "tensorflow" else model.eval().pool(_last(model, side))
+    heads = [_array(head(pooled)) for head in (model.classifier.classifier, model.classifier.classifier_dist)]
+    np.testing.assert_allclose(_array(call(images())), (heads[0] + heads[1]) / 2, rtol=1e-12)
+    assert not np.allclose(*heads)
+
+
+def _array(tensor: Any) -> np.ndarray:
+    return np.asarray(tensor.detach() if hasattr(tensor, "detach") else tensor)
 
 
 def _last(model: Any, side: str) -> Any:

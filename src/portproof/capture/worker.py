@@ -11,6 +11,7 @@ import gc
 import importlib
 import json
 import os
+import resource
 import sys
 import time
 import traceback
@@ -201,6 +202,7 @@ class Capture:
                 recorded={
                     "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                     "seconds": {name: round(value, 4) for name, value in found["seconds"].items()},
+                    "peak_mb": _peak_mb(),
                 },
             )
         )
@@ -208,6 +210,13 @@ class Capture:
     def _progress(self, name: str) -> None:
         self._done += 1
         _send(self._events, event="step", name=name, done=self._done, total=len(self.job.phases) + 2)
+
+
+def _peak_mb() -> int:
+    """The largest resident memory of this process, or of a lane if that had more; MB of 1024 * 1024 bytes."""
+    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    unit = 2**10 if sys.platform == "linux" else 1  # macOS counts bytes
+    return max(peaks) * unit // 2**20
 
 
 def _import_side(side: str) -> Any:

@@ -18,6 +18,7 @@ from typing import IO, Any, NoReturn
 
 from portproof import mirror as mirrors
 from portproof.alignment import BOOKKEEPING
+from portproof.capture.loading import load_factory
 from portproof.errors import CheckpointError, MirrorError, TransferError
 from portproof.mirror import Mirror
 from portproof.transfer.checkpoints import keras_shapes
@@ -45,7 +46,7 @@ def recognise(path: Path, name: str = "") -> Recognised:
     shapes = tensors(path)
     if name:
         chosen = mirrors.get(name)
-        wanted = chosen.shapes() if chosen.shapes else None
+        wanted = _expected(chosen)
         if shapes and wanted and sizes(shapes) != sizes(wanted):
             _refuse(path, chosen.name, shapes, wanted)
         return Recognised(name, False, len(shapes))
@@ -80,6 +81,11 @@ def tensors(path: Path) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def _expected(mirror: Mirror) -> Shapes:
+    """The tensors of a mirror's torch side; none if it does not say."""
+    return load_factory(mirror.shapes)() if mirror.shapes else {}
+
+
 def _fitting(shapes: Shapes) -> list[str]:
     """The registered mirrors whose tensors have these sizes."""
     if not shapes:
@@ -90,7 +96,7 @@ def _fitting(shapes: Shapes) -> list[str]:
             mirror: Mirror = mirrors.get(name)
         except MirrorError:
             continue  # someone else's, which cannot be loaded
-        if mirror.shapes and sizes(mirror.shapes()) == sizes(shapes):
+        if mirror.shapes and sizes(_expected(mirror)) == sizes(shapes):
             found.append(name)
     return found
 
@@ -106,6 +112,8 @@ def _refuse(path: Path, name: str, shapes: Shapes, wanted: Shapes) -> NoReturn:
         "left over": [each for each in shapes if each not in wanted],
         "of the wrong shape": [f"{each}: {shapes[each]} given, {wanted[each]} wanted" for each in differing],
     }
+    counters = tuple(f".{name}" for name in BOOKKEEPING)  # no output depends on them
+    groups = {label: [name for name in names if not name.endswith(counters)] for label, names in groups.items()}
     groups = {label: names for label, names in groups.items() if names}
     counts = ", ".join(f"{len(names)} {label}" for label, names in groups.items())
     lines = [f"  {label}: {each}" for label, names in groups.items() for each in names[:_LISTED]]

@@ -7,9 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from portproof.models.repvit.config import BlockConfig, RepViTConfig, squeeze_channels
+from portproof.models.repvit.config import VARIANTS, BlockConfig, RepViTConfig, squeeze_channels
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
+
+
+def shapes_of(
+    variant: str, num_classes: int = 1000, *, distillation: bool = False, fused: bool = False
+) -> dict[str, tuple[int, ...]]:
+    """`state_shapes` of a network by its name among the variants."""
+    network = VARIANTS[variant]
+    config = RepViTConfig.from_rows(network.rows, in_channels=network.in_channels)
+    return state_shapes(config, num_classes, distillation=distillation, fused=fused, plain_head=variant == "repvit_kws")
 
 
 def state_shapes(
