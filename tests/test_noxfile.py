@@ -76,7 +76,7 @@ def noxfile() -> ModuleType:
 @pytest.fixture(scope="module")
 def listed(noxfile: ModuleType) -> list[dict[str, Any]]:
     """Every session, as `python noxfile.py --json -l` has it for the workflow."""
-    names = ["smoke", "parity", "tests", "slow", "bench", "lint", "types", "docker", "bench-docker", "lock"]
+    names = ["smoke", "parity", "selftest", "tests", "slow", "bench", "lint", "types", "docker", "bench-docker", "lock"]
     names += [f"{task}-{python}" for task in ("smoke", "parity") for python in noxfile.PYTHONS]
     run = subprocess.run(
         [sys.executable, str(ROOT / "noxfile.py"), "--json", "-l", "-s", *names],
