@@ -1,4 +1,4 @@
-"""Sessions: smoke, parity, tests, lint, types, bench with the Python that runs nox; smoke-3.11 ... parity-3.13 by cell.
+"""Sessions: smoke, parity, selftest, tests, lint, types, bench with the Python that runs nox; smoke-3.11 ... parity-3.13 by cell.
 
     nox -s smoke                          the smoke test, with this Python
     nox -s tests -- -k verdict            pytest, with arguments
@@ -66,12 +66,12 @@ offer_pyenv(os.environ)
 
 THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 ENVIRONMENT = f"env-{THIS_PYTHON}"
-"""Smoke, parity, tests, bench and slow share this session's environment: 1.5 GB and a minute, paid once."""
+"""Smoke, parity, selftest, tests, bench and slow share this session's environment: 1.5 GB and a minute, paid once."""
 
 
 @nox.session(name=ENVIRONMENT, default=False)
 def environment(session: nox.Session) -> None:
-    """The environment that smoke, parity, tests, bench and slow share."""
+    """The environment that smoke, parity, selftest, tests, bench and slow share."""
     if THIS_PYTHON not in PYTHONS:
         session.error(
             f"portproof has no cell for Python {THIS_PYTHON}: TensorFlow and torch are tried on {', '.join(PYTHONS)}. "
@@ -98,6 +98,12 @@ def smoke(session: nox.Session) -> None:
 def parity(session: nox.Session) -> None:
     """Every check: are the two models the same function at the same precision?"""
     in_environment(session, "-m", "portproof", "parity")
+
+
+@nox.session(requires=[ENVIRONMENT], python=False)
+def selftest(session: nox.Session) -> None:
+    """Can the checks fail? Every planted defect at one place; `-- --places 20` at twenty."""
+    in_environment(session, "-m", "portproof", "selftest")
 
 
 @nox.session(requires=[ENVIRONMENT], python=False)

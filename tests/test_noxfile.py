@@ -97,7 +97,7 @@ def test_each_cell_has_its_session_under_the_name_that_is_typed(listed: list[dic
 
 def test_plain_sessions_carry_no_python(listed: list[dict[str, Any]]) -> None:
     plain = {one["session"] for one in listed if not one["tags"]}
-    assert {"smoke", "parity", "tests", "slow", "bench", "lint", "types", "docker", "lock"} <= plain
+    assert {"smoke", "parity", "selftest", "tests", "slow", "bench", "lint", "types", "docker", "lock"} <= plain
     assert [name for name in plain if name.startswith("env-")] == [f"env-{sys.version_info[0]}.{sys.version_info[1]}"]
 
 

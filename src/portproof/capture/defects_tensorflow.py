@@ -278,7 +278,7 @@ def _batchnorm(made: Edited, paths: Sequence[str], *, how: str) -> None:
     """Let BatchNorms compute something else (the names are those of defects/normalization.py)."""
     known = (
         "eps outside the root", "no scale", "batch statistics in eval mode", "running statistics in training mode",
-        "no update", "two updates", "biased variance", "correction without the batch",
+        "no update", "two updates", "unbiased variance", "correction without the batch",
         "normalized by the unbiased variance",
     )  # fmt: skip
     if how not in known:
@@ -305,10 +305,10 @@ def _wrong(layer: Any, call: Callable[..., Any], how: str, x: Any, args: Sequenc
         for each, value in zip(statistics, before, strict=True):
             each.assign(value)
         return output
-    if training and how in ("biased variance", "correction without the batch"):
+    if training and how in ("unbiased variance", "correction without the batch"):
         output = call(x, training=True)
-        per_entry = count / x.shape[0]
-        factor = per_entry / (per_entry - 1.0) if how == "correction without the batch" else 1.0
+        counted = count if how == "unbiased variance" else count / x.shape[0]
+        factor = counted / (counted - 1.0)
         layer.moving_variance.assign(before[1] * layer.momentum + variance * factor * (1.0 - layer.momentum))
         return output
     if how == "batch statistics in eval mode" and not training:

@@ -49,10 +49,10 @@ def _hold_to_the_usual(rules: list[dict[str, Any]], side: str) -> None:
     if not others or others[0][1] == count:  # one rule, or nothing to say which of two is the usual one
         return
     for rule in rules:
-        if rule[f"rule_{side}"] in (BIASED, UNBIASED) and rule[f"rule_{side}"] != usual:
-            if rule["rule_a"] != rule["rule_b"]:
-                rule[f"factor_{side}"] = rule["n"] / (rule["n"] - 1) if usual == UNBIASED else 1.0
-                rule[f"rule_{side}"] += f", unlike the {usual} one of most layers"
+        departs = rule[f"rule_{side}"] in (BIASED, UNBIASED) and rule[f"rule_{side}"] != usual
+        if departs and rule["rule_a"] != rule["rule_b"]:
+            rule[f"factor_{side}"] = rule["n"] / (rule["n"] - 1) if usual == UNBIASED else 1.0
+            rule[f"rule_{side}"] += f", unlike the {usual} one of most layers"
 
 
 def _rank(trace: Trace, layer: str) -> int:

@@ -91,7 +91,7 @@ ACTIVATION = group(
         at(_whole, "twice"),
     ),
     Defect(
-        "activation-before-normalization",
+        "activation-before-norm",
         "Activation, then BatchNorm: Conv2D(activation=...) followed by the normalization.",
         _before_normalization,
     ),

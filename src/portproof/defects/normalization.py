@@ -54,6 +54,14 @@ def _of_two_layers(port: Port) -> Iterator[tuple[str, ...]]:
             yield mean, other[0], variance, other[1]
 
 
+def _all_corrected_but_one(port: Port) -> Iterator[Place]:
+    """One layer that follows Keras' rule would be no defect, which is why the others have to follow the original's."""
+    layers = _batchnorms(port)
+    for layer in layers if len(layers) > 2 else ():
+        others = tuple(each for each in layers if each != layer)
+        yield Place((layer,), (Edit("batchnorm", others, {"how": "unbiased variance"}),))
+
+
 def _width(port: Port, mean: str) -> tuple[int, ...]:
     record: Any = port.parameter(port.owner[mean], "running_mean")
     return tuple(record.shape)
@@ -114,12 +122,12 @@ NORMALIZATION = group(
         at(_batchnorms, "batchnorm", how="no scale"),
     ),
     Defect(
-        "eval-uses-batch-statistics",
+        "batch-statistics-in-eval",
         "training=True passed on, or the learning phase left at 1: eval mode normalizes with the batch's statistics.",
         at(_batchnorms, "batchnorm", how="batch statistics in eval mode"),
     ),
     Defect(
-        "training-uses-running-statistics",
+        "eval-statistics-in-training",
         "A composite that does not pass `training` on: the BatchNorm in it never sees a batch.",
         at(_batchnorms, "batchnorm", how="running statistics in training mode"),
         TRAIN,
@@ -144,9 +152,8 @@ NORMALIZATION = group(
     ),
     Defect(
         "biased-variance",
-        "The running variance from the biased variance of the batch, in one layer whose framework corrects it "
-        "(Keras 2, fused); without effect where all of the port's layers do so (Keras 3).",
-        at(_batchnorms, "batchnorm", how="biased variance"),
+        "Running variances corrected by n / (n - 1), as PyTorch does and Keras does not, in every BatchNorm but one.",
+        _all_corrected_but_one,
         TRAIN,
     ),
     Defect(
@@ -156,7 +163,7 @@ NORMALIZATION = group(
         TRAIN,
     ),
     Defect(
-        "normalized-by-unbiased-variance",
+        "batch-variance-unbiased",
         "torch.var's default in a hand-written BatchNorm: the batch is normalized by the unbiased variance.",
         at(_batchnorms, "batchnorm", how="normalized by the unbiased variance"),
         TRAIN,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 _HEADINGS = {"parameters": "params", "shapes": "shapes", "gradients": "grads"}
-_NOTHING = "-"
+_NOTHING = "·"
 
 
 def render_catalogue(defects: Sequence[Defect], *, console: Console | None = None) -> None:
@@ -39,7 +39,8 @@ def render_result(
 ) -> None:
     """Print a self-test; the last line sums up.
 
-    Numbers under a simpler method count the places at which it notices the defect.
+    ``caught`` counts the places of those tried at which a check failed, ``named`` those at which the verdict also names
+    the right layer; the numbers under a simpler method count the places at which it notices anything.
     """
     console = console or console_for(sys.stdout)
     if not quiet:
@@ -52,8 +53,8 @@ def render_result(
 
 def _table(console: Console, result: Result) -> None:
     methods = [name for name in METHODS if result.methods and name not in result.alarms]
-    rows = table("defect", "tried", "caught", "by", "named", *(_HEADINGS.get(name, name) for name in methods))
-    for column in (1, 2, 4, *range(5, 5 + len(methods))):
+    rows = table("defect", "caught", "by", "named", *(_HEADINGS.get(name, name) for name in methods))
+    for column in (1, 3, *range(4, 4 + len(methods))):
         rows.columns[column].justify = "right"
     for column in rows.columns:
         column.no_wrap = True
@@ -67,7 +68,7 @@ def _table(console: Console, result: Result) -> None:
         total = len(result.outcomes)
         caught = total - len(result.missed)
         seen = [str(sum(row.seen_by(method) for row in shown)) for method in methods]
-        cells = ("all", str(total), str(caught), "", str(caught - len(result.misnamed)), *seen)
+        cells = ("all", f"{caught}/{total}", "", str(caught - len(result.misnamed)), *seen)
         rows.add_row(*(text(cell, "bold") for cell in cells))
         console.print(rows)
         console.print()
@@ -78,9 +79,8 @@ def _cells(row: Row, methods: Sequence[str]) -> list[tuple[str, str]]:
     by = row.checks[0] + (f" +{len(row.checks) - 1}" if len(row.checks) > 1 else "") if row.checks else _NOTHING
     seen = [row.seen_by(method) for method in methods]
     return [
-        (f"  {row.defect.name}", ""),
-        (str(tried), "dim"),
-        (str(caught), "green" if caught == tried else "bold red"),
+        (f" {row.defect.name}", ""),
+        (f"{caught}/{tried}", "green" if caught == tried else "bold red"),
         (by, "dim"),
         (str(row.located), "green" if row.located == caught else "bold yellow"),
         *((str(count) if count else _NOTHING, "" if count else "dim") for count in seen),
@@ -124,7 +124,9 @@ def _last_line(console: Console, result: Result) -> None:
     caught, seconds = total - missed, result.recorded.get("seconds")
     took = f", {seconds:.0f} s" if isinstance(seconds, (int, float)) else ""
     if not total:
-        console.print(text("NOTHING TRIED", "bold yellow") + text(f"  {result.subject}: no defect applies here{took}"))
+        console.print(
+            text("NOTHING TRIED", "bold yellow") + text(f"  {result.subject}: no defect has an effect here{took}")
+        )
         return
     located = caught - len(result.misnamed)
     named = f"; the right layer named in {located} of {caught}" if caught else ""

@@ -24,22 +24,31 @@ SIMPLE = (INITIAL, COUNT)
 """The phases that simpler methods look at."""
 
 
-def named(verdict: Verdict, facts: Facts) -> str:
-    """What a verdict names: the layer of the first divergence, in the port's words, or else the first failed check."""
-    found = verdict.divergence
-    if found is None:
-        return next((check.name for check in verdict.checks if check.status == FAIL), "")
+def named(verdict: Verdict, facts: Facts, port: Port) -> str:
+    """What a verdict names: the layer of the first divergence, in the port's words, or else what a failed check says.
+
+    Where no value diverges, a parameter may be missing or frozen, or a dropout rate be another.
+    """
     ported = {call.layer: call.other for calls in facts.calls.values() for call in calls}
-    return found.other or ported.get(found.layer, found.layer)
+    if verdict.divergence is not None:
+        return verdict.divergence.other or ported.get(verdict.divergence.layer, verdict.divergence.layer)
+    failed = [check for check in verdict.checks if check.status == FAIL]
+    for check in failed:
+        if ported.get(check.where) in port.layers:
+            return ported[check.where]
+        for detail in check.details if check.name == "parameters" else ():
+            owner = next((layer for name, layer in port.owner.items() if f": {name}" in detail), "")
+            if owner:
+                return owner
+    return ""
 
 
 def is_located(defect: Defect, place: Place, verdict: Verdict, facts: Facts, port: Port) -> bool:
     """Whether the verdict names the right thing.
 
     For a layer: the first divergence is in one of the defect's layers or in an immediate consumer; for gradients, which
-    flow backwards, in the nearest layers with parameters in front of it. Where no value diverges, since a parameter is
-    missing or frozen, the check of the parameters has to list one of the layer's. For the loss: every layer agrees, and
-    the loss is the first to differ. For an optimizer: nothing differs but the state after its steps.
+    flow backwards, in the nearest layers with parameters in front of it. For the loss: every layer agrees, and the loss
+    is the first to differ. For an optimizer: nothing differs but the state after its steps.
     """
     failed = [check for check in verdict.checks if check.status == FAIL]
     if defect.about == LOSS:
@@ -47,16 +56,12 @@ def is_located(defect: Defect, place: Place, verdict: Verdict, facts: Facts, por
         return of_loss and not any(check.name.endswith(("-layers", "-between", "-batches")) for check in failed)
     if defect.about != LAYER:
         return bool(failed) and all(check.name.startswith(("sgd", "adamw")) for check in failed)
-    if verdict.divergence is None:
-        listed = [detail for check in failed if check.name == "parameters" for detail in check.details]
-        own = {name for name, layer in port.owner.items() if layer in place.layers}
-        return any(name in detail for detail in listed for name in own)
     right = set(place.layers)
     for layer in place.layers:
         right |= port.consumers(layer)
-        if "gradient" in verdict.divergence.what:
+        if verdict.divergence and "gradient" in verdict.divergence.what:
             right |= port.upstream(layer)
-    return named(verdict, facts) in right
+    return named(verdict, facts, port) in right
 
 
 def seen(original: Trace, port: Trace, honest: Trace) -> Iterator[str]:

@@ -74,8 +74,8 @@ def run(
 ) -> Result:
     """Plant every defect at up to ``places`` random places of the port, and judge each.
 
-    ``jobs`` is how many ports are captured at once; ``methods`` also asks simpler methods. The seed of ``settings``
-    decides on weights, inputs and places.
+    ``jobs`` is how many ports are captured at once, one where ``settings`` bring servers; ``methods`` also asks simpler
+    methods. The seed of ``settings`` decides on weights, inputs and places.
 
     Raises:
         InputError: the unedited pair is not the same model, so that nothing can be planted in it.
@@ -84,8 +84,10 @@ def run(
     settings, started = settings or Settings(), time.perf_counter()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="portproof-", ignore_cleanup_errors=True)))
-        servers = [stack.enter_context(Servers()) for _ in range(jobs)]
-        own = [replace(settings, servers=each, logs=folder / f"logs-{i}") for i, each in enumerate(servers)]
+        own = [settings]
+        if settings.servers is None:
+            servers = [stack.enter_context(Servers()) for _ in range(jobs)]
+            own = [replace(settings, servers=each, logs=folder / f"logs-{i}") for i, each in enumerate(servers)]
         if progress:
             progress(0, 0, "the pair as it is")
         pair = _unedited(mirror, own[0], policy, folder, methods)
@@ -195,7 +197,7 @@ def _outcome(pair: _Pair, defect: Defect, place: Place, target: Path) -> Outcome
             failed = next(check.name for check in verdict.checks if check.status == "fail")
             located = is_located(defect, place, verdict, facts, pair.port)
             return Outcome(
-                str(place), CAUGHT, failed, named(verdict, facts), located, noticed, seconds=_since(started)
+                str(place), CAUGHT, failed, named(verdict, facts, pair.port), located, noticed, seconds=_since(started)
             )  # fmt: skip
     return Outcome(str(place), MISSED if changed else NO_EFFECT, seen=noticed, seconds=_since(started))
 
