@@ -37,6 +37,8 @@ class Altered:
 
     def repair(self, names: Mapping[str, str], names_of: Callable[[str, str], str], where: str) -> Iterator[Edit]:
         """Edits that take it back: in how the variable is laid out (``layout``), or in its values (``values``)."""
+        if not {*self.steps, *(role for role, _, _ in self.swapped)} <= names.keys():
+            return  # the port has no such variable
         for role, step in self.steps.items():
             options = {"name": names[role], "step": inverse(step, self.shapes[role]), "where": where}
             yield Edit("rearrange", (), options)

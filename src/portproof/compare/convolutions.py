@@ -30,6 +30,8 @@ def linear_function(
 ) -> tuple[Callable[[Mapping[str, Array]], Array], Array] | None:
     """The layer as a function of its weights, at some places, and the port's values there; ``None`` if sizes differ."""
     weight = s.weights["weight"]
+    if min(s.x.ndim, s.y.ndim) < 2 or 0 in (s.x.size, s.y.size):
+        return None
     if weight.ndim == 2 or s.x.ndim == 2:
         matrix = weight.reshape(weight.shape[0], -1)
         if s.x.shape[-1] != matrix.shape[1] or s.y.shape[-1] != matrix.shape[0]:
