@@ -1,4 +1,4 @@
-"""Sessions: smoke, parity, selftest, tests, lint, types, bench with the Python that runs nox; smoke-3.11 ... parity-3.13 by cell.
+"""Sessions: smoke, parity, selftest, tests, lint, types, bench with the Python that runs nox; smoke-3.11 ... by cell.
 
     nox -s smoke                          the smoke test, with this Python
     nox -s tests -- -k verdict            pytest, with arguments
