@@ -152,11 +152,16 @@ def _spread(cases: Sequence[tuple[Defect, Place]], pairs: Sequence[_Pair], progr
         except BaseException as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=work, args=(pair, i), daemon=True) for i, pair in enumerate(pairs)]
+    threads = [threading.Thread(target=work, args=(pair, i)) for i, pair in enumerate(pairs)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    except BaseException as error:  # an interrupt arrives here; every thread ends with the case that it is at
+        failures.append(error)
+        for thread in threads:
+            thread.join()
     if failures:
         raise failures[0]
     return [outcomes[index] for index in range(len(cases))]
