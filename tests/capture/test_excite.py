@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from portproof.capture.excite import excite  # noqa: E402 - after torch is known to be there
+from portproof.capture.excite import excite, start_from  # noqa: E402 - after torch is known to be there
 from portproof.models.repvit import KWSRepViT_Torch  # noqa: E402
+from portproof.values import Start  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -180,3 +182,59 @@ def test_without_normalisation_the_input_still_reaches_the_output() -> None:
             assert 0.25 * 0.99 <= varies <= 4 * 1.01
         assert float(model(x).std(0).mean()) > 0.1
     assert all(torch.equal(p, p.double().float().double().to(p.dtype)) for p in model.parameters())
+
+
+def kernels(model: Any) -> dict[str, Any]:
+    return {name: each.detach().clone() for name, each in model.named_parameters() if each.dim() > 1}
+
+
+def test_kernels_are_scaled_and_redrawn_at_their_own_size() -> None:
+    torch.manual_seed(0)
+    model = Residual()
+    nn.init.normal_(model.head.weight, 0.5, 0.1)
+    nn.init.normal_(model.scale)
+    before, bias = kernels(model), model.conv.bias
+    start_from(model, Start(gain=8.0), 0)
+    for name, kernel in kernels(model).items():
+        assert bool((kernel == 8 * before[name]).all())
+    assert bias is model.conv.bias
+    start_from(model, Start(gain=0.125, kernels="heavy"), 3)
+    for name, kernel in kernels(model).items():
+        assert not bool((kernel == before[name]).all())
+        assert float(kernel.mean()) == pytest.approx(float(before[name].mean()), abs=1e-6)
+        assert float(kernel.std()) == pytest.approx(float(before[name].std()), rel=1e-5)
+    again = kernels(model)
+    start_from(model, Start(kernels="heavy"), 3)
+    assert all(float((kernel - again[name]).abs().max()) < 1e-5 for name, kernel in kernels(model).items())
+
+
+def test_a_plain_start_changes_nothing() -> None:
+    model = Residual()
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    start_from(model, Start(excite=False), 0)
+    assert all(bool((each == before[name]).all()) for name, each in model.state_dict().items())
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 1e4])
+def test_channels_that_do_not_vary_are_not_divided_by_their_rounding(value: float) -> None:
+    """With all inputs equal the variance of a channel is its rounding error: dividing by it leaves noise."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
+    x = torch.full((4, 3, 5, 5), value)
+    excite(model, lambda: model(x), 0)
+    with torch.no_grad():
+        reached = model[0](x)
+    size = reached.square().mean((0, 2, 3)).sqrt()
+    # Moved by a fifth in the logarithm, as all statistics are, so three standard deviations of that.
+    assert bool((model[1].running_var.sqrt() >= 0.1 * size * math.exp(-0.5 * 3 * 0.2)).all())
+    assert float(model.double()(x.double()).abs().max()) < 100
+
+
+def test_a_head_whose_rows_are_equal_is_not_centred_to_noise() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    excite(model, lambda: model(torch.ones((4, 3, 4))), 0)
+    assert float(model(torch.ones((4, 3, 4))).abs().min()) > 1e-3
+    varied = torch.randn((4, 3, 4), generator=torch.Generator().manual_seed(1))
+    excite(model, lambda: model(varied), 0)
+    assert float(model(varied).mean(0).abs().max()) < 1e-6

@@ -332,11 +332,13 @@ class Side:
                 if not tf.executing_eagerly():  # inside of a tf.function of the model's own: nothing to be seen there
                     self._note(f"inside of a tf.function, so not recorded: {name}")
                     return original(*args, **kwargs)
+                if phase.training and isinstance(layer, tf.keras.layers.BatchNormalization):
+                    self._store_batch_statistics(phase, path, layer, next(tensors_in((args, kwargs))))
+                if path and not phase.layers:
+                    return original(*args, **kwargs)
                 recorder.begin(name)
                 given = [(tensor, recorder.key_of(tensor)) for tensor in tensors_in((args, kwargs))]
                 layouts.given(layer, [tensor for tensor, key in given if key is None])
-                if phase.training and isinstance(layer, tf.keras.layers.BatchNormalization):
-                    self._store_batch_statistics(phase, path, layer, given[0][0])
 
                 def finish(key: str, taken: list[Any], output: Any) -> None:
                     produced = list(tensors_in(output))
@@ -360,10 +362,13 @@ class Side:
         self.exact.on_lowered = (
             (lambda tensor: self._lowered(recorder, tensor)) if phase.precision == "float64" else None
         )
+        watched = {
+            path: layer
+            for path, (layer, _) in model.layers.items()
+            if phase.layers or not path or (phase.training and isinstance(layer, tf.keras.layers.BatchNormalization))
+        }
         try:
-            with wrapped_calls(
-                {path: layer for path, (layer, _) in model.layers.items() if phase.layers or not path}, wrap
-            ):
+            with wrapped_calls(watched, wrap):
                 yield
         finally:
             self.exact.on_lowered = None
@@ -384,6 +389,7 @@ class Side:
             array = np.asarray(x)
             axes = tuple(each for each in range(array.ndim) if each != axis % array.ndim)
             self.writer.add(key, array.var(axes))
+            self.writer.add(f"{phase.name}/batch-square/{path}", np.square(array).mean(axes))
             count = array.size / array.shape[axis]
             self.writer.add(f"{phase.name}/batch-count/{path}", np.asarray(count, np.float64))
 

@@ -208,6 +208,8 @@ class Side:
                     module.register_forward_pre_hook(before, with_kwargs=True),
                     module.register_forward_hook(after, with_kwargs=True),
                 ]
+            elif phase.training and isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                handles.append(module.register_forward_pre_hook(self._statistics_hook(phase, path)))
         watch = _LoweringWatch(recorder, self.notes) if dtype == torch.float64 else nullcontext()
         try:
             with watch:
@@ -231,12 +233,20 @@ class Side:
 
         return before, after
 
+    def _statistics_hook(self, phase: Phase, path: str) -> Callable[..., None]:
+        def before(module: torch.nn.Module, args: Any) -> None:
+            self._store_batch_statistics(phase, path, args[0])
+
+        return before
+
     def _store_batch_statistics(self, phase: Phase, path: str, x: torch.Tensor) -> None:
         key = f"{phase.name}/batch-variance/{path}"
         if key not in self.writer:
             axes = [axis for axis in range(x.dim()) if axis != 1]
             variance = x.detach().var(axes, unbiased=False)
             self.writer.add(key, weights_torch.to_numpy(variance))
+            square = x.detach().square().mean(axes)
+            self.writer.add(f"{phase.name}/batch-square/{path}", weights_torch.to_numpy(square))
             self.writer.add(f"{phase.name}/batch-count/{path}", np.asarray(x.numel() / x.shape[1], np.float64))
 
     def _tensors(self, case: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ import click
 from portproof.cli import common
 
 if TYPE_CHECKING:
-    from portproof.honest.result import HonestResult, Run
+    from portproof.honest.result import HonestResult, Nearest, Run
     from portproof.report import Report
 
 
@@ -60,18 +60,55 @@ def honest(
     result = run(mirror, runs, jobs=jobs, seed=seed, settings=Settings(timeout=timeout), policy=policy, progress=say)
     if json_file:
         result.save(json_file)
-    _render(result)
+    click.echo(f"\n{_summary(result)}")
     return 1 if result.alarms else 0
 
 
-def _render(result: HonestResult) -> None:
-    kinds = ", ".join(f"{count} {kind}" for kind, count in result.kinds.items())
-    undecided, refused = result.count("undecided"), result.count("refused")
-    click.echo(
-        f"\n{len(result.runs)} honest runs of {result.mirror} ({result.cell}) in {result.seconds:.0f} s: "
-        f"{result.count('same')} same, {undecided} could not be judged, {refused} refused by a framework, "
-        f"{len(result.alarms)} false alarms\ncaptured: {kinds}"
+def _summary(result: HonestResult) -> str:
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(result.kinds.items()))
+    return (
+        f"{len(result.runs)} honest runs of {result.mirror} ({result.cell}) in {result.seconds:.0f} s: "
+        f"{result.count('same')} same, {result.count('undecided')} could not be judged, "
+        f"{result.count('refused')} refused by a framework, {len(result.alarms)} false alarms (captured: {kinds})"
     )
 
 
-COMMANDS = (honest,)
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=common.FILE, metavar="HONEST.json...")
+@click.option("--selftest", type=common.FILE, metavar="FILE", help="What `portproof selftest --json` wrote.")
+@click.option("--json", "json_file", type=common.FILE, metavar="FILE", help="Write the margins as JSON.")
+@click.option("--html", "html_file", type=common.FILE, metavar="FILE", help="Write the margin plot.")
+@common.debug
+def margins(files: tuple[Path, ...], selftest: Path | None, json_file: Path | None, html_file: Path | None) -> int:
+    """How far honest values and planted defects lie from the limits."""
+    from portproof.files import write_text
+    from portproof.honest.margins import by_limit, read_selftest, to_json
+    from portproof.honest.margins import margins as measure
+    from portproof.honest.plot import page
+    from portproof.honest.result import HonestResult
+
+    results = [HonestResult.load(path) for path in files]
+    rows = measure(results, read_selftest(selftest) if selftest else ())
+    lines = [_summary(result) for result in results]
+    click.echo("\n".join(lines) + "\n")
+    click.echo(f"{'':28}{'nearest honest':>30}   {'nearest defect':>30}")
+    for row in [*by_limit(rows), *rows]:
+        title = f"{row.limit} (all)" if row in by_limit(rows) else f"  {row.check}"
+        click.echo(f"{title:28}{_share(row.nearest):>30}   {_share(row.defect):>30}  {row.defect_name}")
+    if json_file:
+        import json
+
+        body = {"runs": lines, "limits": to_json(by_limit(rows)), "checks": to_json(rows)}
+        write_text(json_file, json.dumps(body, indent=1) + "\n")
+    if html_file:
+        write_text(html_file, page(rows, lines))
+    return 0
+
+
+def _share(found: Nearest | None) -> str:
+    if found is None:
+        return "-"
+    return f"{found.measured:.1e} of {found.allowed:.1e} = {found.share:.1e}"
+
+
+COMMANDS = (honest, margins)

@@ -81,20 +81,18 @@ def _each(pairs: Pairs) -> Iterator[dict[str, Any]]:
         }
 
 
-def flat_layers(trace: Trace) -> Iterator[str]:
+def flat_layers(trace: Trace, phase: str) -> Iterator[str]:
     """BatchNorms most of whose channels are one value throughout the batch, but for its rounding.
 
     What they return in training mode is that rounding, divided by the square root of eps: other rounding, other values.
     A channel of zeros has none.
     """
-    for call in trace.manifest.calls.get(_PHASE, ()):
-        key = f"{_PHASE}/{call.inputs[0]}" if call.inputs else ""
-        if f"{_PHASE}/batch-variance/{call.layer}" in trace and key in trace:
-            x = trace.tensor(key).astype(np.float64)
-            axes = tuple(axis for axis in range(x.ndim) if axis != 1)
-            square, variance = np.square(x).mean(axes), x.var(axes)
+    for layer, variance in trace.items(phase, "batch-variance"):
+        key = f"{phase}/batch-square/{layer}"
+        if key in trace:
+            square = trace.tensor(key)
             if np.mean((square > 0) & (variance <= _FLAT**2 * square)) > 0.5:
-                yield call.layer
+                yield layer
 
 
 def without_rule(

@@ -73,7 +73,7 @@ def compare(a: Trace, b: Trace) -> Facts:
         causes=tuple(likely_causes(pairs, comparison.measurements, comparison.calls)),
         samples=_samples(pairs),
         alone={"a": _alone(a, b), "b": _alone(b, a)},
-        flat=tuple(flat_layers(a)),
+        flat={phase: flat for phase in phases if (flat := tuple(flat_layers(a, phase)))},
         repeats=max((_repeats(a, phase) for phase in phases), default=0.0),
     )
 

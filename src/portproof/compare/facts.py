@@ -123,7 +123,8 @@ class Facts:
 
     ``alone`` names phases and model outputs that only one side has. ``samples`` holds each side's float32 output for
     the real examples, one row each, where outputs are short. ``repeats``: how many equal values a sum over a layer's
-    positions may meet. ``flat``: BatchNorms that in training mode divide rounding noise, as their channels do not vary.
+    positions may meet. ``flat``: BatchNorms that in training mode divide rounding noise, by phase, as their channels do
+    not vary.
     """
 
     sides: dict[str, dict[str, Any]]
@@ -140,7 +141,7 @@ class Facts:
     samples: dict[str, list[list[float]]] = field(default_factory=dict)
     alone: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"a": (), "b": ()})
     repeats: float = 0.0
-    flat: tuple[str, ...] = ()
+    flat: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -163,7 +164,7 @@ class Facts:
                 "settings": tuple(body["settings"]),
                 "coarse": _tuples(body["coarse"]),
                 "alone": _tuples(body["alone"]),
-                "flat": tuple(body.get("flat", ())),
+                "flat": _tuples(body.get("flat", {})),
                 "causes": tuple(Cause.from_json(row) for row in body["causes"]),
             }
         )

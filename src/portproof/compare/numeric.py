@@ -41,10 +41,8 @@ def function(found: Sequence[Measurement], name: str, title: str, limits: Limits
     if idle:
         names = ", ".join(each.name for each in idle[:8]) + (", ..." if len(idle) > 8 else "")
         details.append(f"zero on both sides, which tells nothing: {len(idle)} of {len(found)}: {names}")
-    if hidden and facts.flat:
-        details.append(
-            f"BatchNorms whose channels do not vary, so that they divide rounding: {', '.join(facts.flat[:8])}"
-        )
+    if hidden:
+        details += _flat(facts, "float64.train")
     if name == "batchnorm":
         details = [*_rules(facts), *details]
     bad = [each for each in found if each.distance.bad_a and each.distance.bad_b]
@@ -193,6 +191,8 @@ def gradient_counts(facts: Facts, policy: Policy) -> Iterator[Check]:
         if name != "count-original" and sides["a"] and _only_noise(facts, phase, policy, live_a & live_b):
             status = UNKNOWN
             details = ["not judged: the gradients are zero, or rounding noise as a whole", *details]
+        elif status == FAIL and phase in facts.flat:
+            status, details = UNKNOWN, [*_flat(facts, phase), *details]
         yield Check(
             name,
             title,
@@ -204,6 +204,11 @@ def gradient_counts(facts: Facts, policy: Policy) -> Iterator[Check]:
             measured=nearest if least else None,
             allowed=1.0 if least else None,
         )
+
+
+def _flat(facts: Facts, phase: str) -> list[str]:
+    found = ", ".join(facts.flat.get(phase, ())[:8])
+    return [f"not judged, for BatchNorms divide rounding, as their channels do not vary: {found}"] if found else []
 
 
 def _only_noise(facts: Facts, phase: str, policy: Policy, live: frozenset[str]) -> bool:

@@ -103,7 +103,7 @@ class Limits:
             overall=max(errors.get(("float64.train", "gradients"), ()), default=0.0),
             repeats=facts.repeats,
             sizes=sizes,
-            flat=bool(facts.flat),
+            flat="float64.train" in facts.flat,
             overflow=any(each.error_a is not None and not math.isfinite(each.error_a) for each in training),
         )
 
@@ -123,10 +123,10 @@ class Limits:
         own = measurement.error_a
         if self.overflow if own is None else not math.isfinite(own):
             return _ANYTHING
+        if self._error(measurement) > _NO_DIGITS:
+            return _ANYTHING
         limit, share = self.function(measurement), self._share(measurement)
-        if share <= self.policy.float64_most:
-            return limit
-        return _ANYTHING if self._error(measurement) > _NO_DIGITS else max(limit, self._times(measurement) * share)
+        return limit if share <= self.policy.float64_most else max(limit, self._times(measurement) * share)
 
     def precision(self, measurement: Measurement) -> float:
         """What the port's float32 error may be: a multiple of the original's, or a few units in the last place."""
