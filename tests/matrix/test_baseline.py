@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -107,3 +109,19 @@ def test_a_changed_baseline_is_noticed(tmp_path, kept):
     shard.write_bytes(raw)
     with pytest.raises(TraceError):
         baseline.load(tmp_path / "base")
+
+
+def test_a_baseline_that_cannot_be_replaced_stays(make, tmp_path, kept, monkeypatch):
+    sides = {side: make.trace(tmp_path / side, side) for side in kept}
+    real, target = Path.rename, tmp_path / "base"
+
+    def rename(self, to):
+        if Path(to) == target and self.name != "older":
+            raise OSError("no")
+        return real(self, to)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="no"):
+        baseline.save(sides, target, subject="demo")
+    assert baseline.load(target)[0] == "demo"
+    assert not list(tmp_path.glob(".base*"))

@@ -14,6 +14,7 @@ from portproof.errors import InputError, WorkerError
 from portproof.matrix import cell as cells
 from portproof.matrix.cell import CellRecord, new_record, run_cell
 from portproof.mirror import InputSpec, Mirror
+from portproof.trace import Trace
 
 A, B = "3.12-tf2.19.1", "3.12-tf2.20.0"
 MIRROR = Mirror("demo", "pkg:a", "pkg:b", (InputSpec("x", (2, 3)),))
@@ -185,3 +186,20 @@ def test_a_record_that_is_none_is_a_message(tmp_path, text):
     (tmp_path / "cell.json").write_text(text)
     with pytest.raises(InputError, match=r"cell\.json"):
         CellRecord.load(tmp_path)
+
+
+def flip(shard):
+    raw = bytearray(shard.read_bytes())
+    raw[-1] ^= 1
+    shard.write_bytes(raw)
+
+
+def test_a_damaged_file_of_a_cell_is_never_linked_to(runs, make, tmp_path):
+    run_cell(MIRROR, record(make), tmp_path)
+    for side in ("torch", "tensorflow"):
+        flip(tmp_path / A / side / "tensors-00000.safetensors")
+    run_cell(MIRROR, record(make, B), tmp_path)
+    run_cell(MIRROR, record(make), tmp_path, force=True)
+    for name in (A, B):
+        for side in ("torch", "tensorflow"):
+            Trace.open(tmp_path / name / side)  # raises what is damaged

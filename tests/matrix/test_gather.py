@@ -11,6 +11,7 @@ from portproof.compare.policy import Policy
 from portproof.errors import InputError
 from portproof.matrix import gather
 from portproof.matrix.facts import COMPLETE, FAILED, MISSING, STALE, Matrix
+from portproof.report import Report
 
 A, B = "3.12-tf2.19.1", "3.13-tf2.21.0"
 
@@ -184,3 +185,15 @@ def test_a_file_that_is_no_matrix_is_a_message(tmp_path, text):
     (tmp_path / "m.json").write_text(text)
     with pytest.raises(InputError, match=r"m\.json"):
         gather.load(tmp_path / "m.json")
+
+
+def test_a_run_under_a_loose_policy_is_judged_under_the_default_one(reports):
+    def off(phase, layer, value):
+        return value * (1 + 1e-10) if phase == "float64.eval" and layer == "act" else value
+
+    folder = reports.cell(A, tensorflow={"edit": off})
+    for suite in ("smoke", "parity"):
+        path = folder / f"{suite}.json"
+        Report.load(path).rejudged(Policy(float64=1e-6)).save(path)
+    assert Report.load(folder / "parity.json").verdict.policy.float64 == 1e-6
+    assert reports.gather(A, policy=None).cells[0].outcome == "differs"

@@ -105,12 +105,26 @@ def save(traces: Mapping[str, Trace], target: Path, *, subject: str) -> int:
         record = {"schema": SCHEMA, "subject": subject, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
         folder.chmod(0o755)
-        if target.exists():
-            shutil.rmtree(target)
-        folder.rename(target)
+        _put(folder, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+
+
+def _put(folder: Path, target: Path) -> None:
+    """Move a complete baseline to its place. An older one steps aside first, and back if that fails."""
+    if not target.exists():
+        folder.rename(target)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    older = target.rename(aside / "older")
+    try:
+        folder.rename(target)
+    except BaseException:
+        older.rename(target)
+        aside.rmdir()
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def load(folder: Path) -> tuple[str, dict[str, Trace]]:

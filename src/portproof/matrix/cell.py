@@ -28,7 +28,7 @@ from portproof.check import SIDES, Settings, check
 from portproof.compare.policy import Policy
 from portproof.errors import InputError, PortproofError
 from portproof.files import write_text
-from portproof.matrix.inputs import Inputs
+from portproof.matrix.inputs import Inputs, file_digest
 from portproof.matrix.table import installed_versions
 from portproof.plan import PLANS
 from portproof.trace import Trace, shard_name
@@ -160,7 +160,7 @@ def _run_suites(
         report.save(folder / f"{suite}.json")
         found[suite] = report
     shards = {side: list(Trace.open(folder / side, verify=False).manifest.shards) for side in SIDES}
-    _share(folder, shards, reports)
+    _share(folder, shards, reports, own=record.id)
     return CellRecord(
         **{
             **vars(record),
@@ -178,22 +178,27 @@ def _write_record(folder: Path, record: CellRecord) -> None:
     write_text(folder / RECORD, json.dumps(record.to_json(), indent=1) + "\n")
 
 
-def _share(folder: Path, shards: dict[str, list[str]], reports: Path) -> None:
+def _share(folder: Path, shards: dict[str, list[str]], reports: Path, own: str) -> None:
     """Replace files of tensors that another cell has bit for bit by links to them: most cells have most of them.
 
-    The files are never written again, and a trace is read only if they have the digests that it names.
+    What another record says of its files is not trusted: they are read before they replace anything. ``own`` is the
+    cell itself, whose older result is about to go.
     """
-    others: dict[str, Path] = {}
+    others: dict[str, list[Path]] = {}
     for path in sorted(reports.glob(f"*/{RECORD}")):
+        if path.parent.name == own:
+            continue
         with suppress(InputError):
             for side, digests in CellRecord.load(path.parent).shards.items():
-                others |= {d: path.parent / side / shard_name(i) for i, d in enumerate(digests)}
+                for index, digest in enumerate(digests):
+                    others.setdefault(digest, []).append(path.parent / side / shard_name(index))
     for side, digests in shards.items():
         for index, digest in enumerate(digests):
-            if digest in others:
+            other = next((path for path in others.get(digest, ()) if file_digest(path) == digest), None)
+            if other is not None:
                 link = folder / side / f".{index}"
                 with suppress(OSError):  # another file system, or gone meanwhile: then the copy stays
-                    os.link(others[digest], link)
+                    os.link(other, link)
                     link.replace(folder / side / shard_name(index))
 
 

@@ -156,8 +156,7 @@ def _result(
         traces = {side: Trace.open(folder / side, digest=digest) for side in SIDES}
     except PortproofError as error:
         return replace(empty, state=FAILED, why=str(error)), {}
-    if policy is not None:
-        reports = {suite: report.rejudged(policy) for suite, report in reports.items()}
+    reports = {suite: report.rejudged(policy or Policy()) for suite, report in reports.items()}
     stale = _why_stale(record, now, locks)
     outcomes = [report.verdict.outcome for report in reports.values()]
     parity = reports["parity"]
