@@ -53,6 +53,8 @@ def _in_phase(
     tried = 0
     agreeing: list[str] = []  # outputs of earlier layers on which both sides agree
     settings = _settings_by_layer(pairs)
+    if not rows:  # a phase that is not compared
+        return
     for facts, (call, other) in zip(rows, pairs.calls(phase), strict=True):
         inputs = [measurements[key].distance.relative for key in facts.inputs if key]
         outputs = [measurements[key].distance.relative for key in facts.outputs]
