@@ -72,6 +72,7 @@ def test_one_cause_in_many_layers_is_one_cause(bench: Bench) -> None:
     assert search.first is not None
 
 
+@pytest.mark.slow
 def test_an_activation_that_only_its_values_show_is_found_everywhere(bench: Bench) -> None:
     paths = tuple(f"features.{index}.channel_mixer.m.1" for index in (2, 3, 8))
     _, found = searched(bench, Edit("activation", paths, {"function": "tanh GELU"}))
@@ -89,6 +90,7 @@ def test_two_defects_are_found_one_after_the_other(bench: Bench) -> None:
     assert found.outcome == "same"
 
 
+@pytest.mark.slow
 def test_wrong_values_and_a_wrong_layout_are_told_apart_by_their_gradients(bench: Bench) -> None:
     """The outputs of both are right after either repair; only one of them also gives the right gradients."""
     step = ["flip", [1]]
@@ -100,6 +102,7 @@ def test_wrong_values_and_a_wrong_layout_are_told_apart_by_their_gradients(bench
         assert found.outcome == "same"
 
 
+@pytest.mark.slow
 def test_values_that_never_arrived_are_proven_by_carrying_them_over(bench: Bench) -> None:
     """Not a pattern: the kernel is some other one, that nothing predicts."""
     _, found = searched(bench, Edit("load", (), {"parameters": [f"{KERNEL}.weight"], "how": "initial"}))
@@ -109,6 +112,7 @@ def test_values_that_never_arrived_are_proven_by_carrying_them_over(bench: Bench
     assert found.outcome == "same"
 
 
+@pytest.mark.slow
 def test_a_defect_without_a_repair_is_not_proven_and_said(bench: Bench) -> None:
     _, found = searched(bench, Edit("loss", (), {"how": "scaled"}), Edit("set", (BN[0],), {"epsilon": 1e-3}))
     assert [cause.others for cause in found.proven] == [(BN[0],)]
@@ -138,6 +142,7 @@ def test_no_wrong_hypothesis_is_proven(bench: Bench, monkeypatch: pytest.MonkeyP
     assert [cause.text for cause in found.proven] == ["the port computes tanh GELU where the original computes gelu"]
 
 
+@pytest.mark.slow
 def test_what_cures_one_layer_and_harms_another_is_not_proven(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     cure = Edit("activation", (GELU,), {"function": "gelu"}), Edit("set", (BN[0],), {"epsilon": 1e-3})
 
@@ -150,6 +155,7 @@ def test_what_cures_one_layer_and_harms_another_is_not_proven(bench: Bench, monk
     assert found.outcome == "differs"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [(), (Edit("loss", (), {"how": "scaled"}),)])
 def test_a_layer_that_only_looks_alike_is_left_alone_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, more: tuple[Edit, ...]
