@@ -42,9 +42,9 @@ RESULT = HonestResult(
     12.0,
 )
 SELFTEST = {
-    "rows": [
+    "defects": [
         {
-            "defect": {"name": "eps"},
+            "name": "eps",
             "outcomes": [
                 {
                     "status": "caught",

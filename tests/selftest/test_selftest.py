@@ -16,6 +16,7 @@ from portproof.cli import cli
 from portproof.compare.policy import Policy
 from portproof.defects import CATALOGUE, chosen
 from portproof.errors import InputError
+from portproof.honest.margins import read_selftest
 from portproof.mirror import InputSpec, Mirror
 from portproof.processes import Servers
 from portproof.selftest import CAUGHT, MISSED, NO_EFFECT, Outcome, Result, Row, run
@@ -110,6 +111,16 @@ def test_a_result_is_plain_data(image: Result) -> None:
     assert body["schema"] == "portproof-selftest/1"
     assert body["effective"] == body["caught"] == len(image.outcomes)
     assert len(body["defects"]) == len(CATALOGUE)
+
+
+def test_what_caught_defects_measured_lies_above_the_limits(image: Result, tmp_path: Path) -> None:
+    """And `portproof margins` reads it."""
+    (tmp_path / "selftest.json").write_text(json.dumps(image.to_json()))
+    found = read_selftest(tmp_path / "selftest.json")
+    assert len(found) == sum(outcome.status == CAUGHT for _, outcome in image.outcomes)
+    checks = [nearest for _, each in found for nearest in each.values()]
+    assert checks
+    assert all(nearest.share > 1 for nearest in checks)
 
 
 def test_a_harness_that_cannot_fail_is_found_out(pair: Pairs, settings: Settings) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("name", default="", metavar="[MIRROR]")
+@common.pair
 @click.option("--runs", type=click.IntRange(1), default=100, show_default=True, help="How many.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs at once, two processes each.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the conditions.")
@@ -35,16 +36,27 @@ def honest(
     policy_file: Path | None,
     json_file: Path | None,
     keep: Path | None,
+    torch_factory: str | None,
+    tensorflow_factory: str | None,
+    inputs: tuple[str, ...],
+    same_layout: bool,
+    batches: str,
 ) -> int:
-    """Look for false alarms: a mirror's two sides, which are equal, under many conditions.
+    """Look for false alarms: equal models under many conditions.
 
-    Seeds, initial values, batch sizes, input sizes, extreme inputs, threads. Exit code 1 if any run was called
-    different.
+    A registered mirror, or a pair of your own that `portproof check` finds to be the same. Other seeds, initial values,
+    batch sizes, input sizes, extreme inputs, threads. Exit code 1 if any run was called different.
     """
     from portproof.check import Settings
     from portproof.honest.runner import run
 
-    mirror, policy = common.mirror_named(name), common.read_policy(policy_file)
+    own = bool(torch_factory or tensorflow_factory or inputs)
+    mirror = (
+        common.mirror_of(name, torch_factory, tensorflow_factory, inputs, same_layout, batches)
+        if own
+        else common.mirror_named(name)
+    )
+    policy = common.read_policy(policy_file)
     done = 0
 
     def say(found: Run, report: Report | None) -> None:

@@ -117,13 +117,13 @@ def read_selftest(path: Path) -> list[tuple[str, dict[str, Nearest]]]:
         body = json.loads(path.read_text(encoding="utf-8"))
         return [
             (
-                row["defect"]["name"],
+                row["name"],
                 {
                     name: Nearest(float(measured), float(allowed), outcome["place"])
                     for name, (measured, allowed) in outcome["measured"].items()
                 },
             )
-            for row in body["rows"]
+            for row in body["defects"]
             for outcome in row["outcomes"]
             if outcome["status"] == "caught"
         ]

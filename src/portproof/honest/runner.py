@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from portproof.check import Settings, check
@@ -48,11 +50,12 @@ def run(
 
     def work(chunk: Sequence[Conditions]) -> list[Run]:
         found = []
-        with Servers() as servers:
+        with TemporaryDirectory(prefix="portproof-", ignore_cleanup_errors=True) as logs, Servers() as servers:
+            own = replace(settings, servers=servers, logs=Path(logs))
             for each in chunk:
                 if stop.is_set():
                     break
-                found.append(_run(mirror, each, replace(settings, servers=servers), policy, environment, progress))
+                found.append(_run(mirror, each, own, policy, environment, progress))
         return found
 
     with ThreadPoolExecutor(jobs) as pool:

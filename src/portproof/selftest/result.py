@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -31,6 +32,7 @@ class Outcome:
     ``status``: caught, missed, no effect (every trace is bit-identical to that of the unedited port), or raises (the
     edited port does not run). ``check`` is the first check that failed, ``named`` the layer that the verdict names, and
     ``located`` whether that is right. ``seen`` are the simpler methods that notice something.
+    ``measured``: what each check that failed measured, where that is finite, and its limit.
     """
 
     place: str
@@ -40,6 +42,7 @@ class Outcome:
     located: bool = False
     seen: tuple[str, ...] = ()
     note: str = ""
+    measured: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     seconds: float = 0.0
 
 

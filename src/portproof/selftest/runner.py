@@ -7,6 +7,7 @@ phase gave what the unedited port gives, bit for bit.
 
 from __future__ import annotations
 
+import math
 import queue
 import tempfile
 import threading
@@ -199,11 +200,23 @@ def _outcome(pair: _Pair, defect: Defect, place: Place, target: Path) -> Outcome
         facts = compare(pair.original, only(port, names))
         verdict = judge(facts, pair.policy)
         if verdict.outcome == DIFFERS:
-            failed = next(check.name for check in verdict.checks if check.status == "fail")
+            failed = [check for check in verdict.checks if check.status == "fail"]
+            values = {
+                check.name: (check.measured, check.allowed)
+                for check in failed
+                if check.measured is not None and check.allowed is not None and math.isfinite(check.measured)
+            }
             located = is_located(defect, place, verdict, facts, pair.port)
             return Outcome(
-                str(place), CAUGHT, failed, named(verdict, facts, pair.port), located, noticed, seconds=_since(started)
-            )  # fmt: skip
+                str(place),
+                CAUGHT,
+                failed[0].name,
+                named(verdict, facts, pair.port),
+                located,
+                noticed,
+                measured=values,
+                seconds=_since(started),
+            )
     return Outcome(str(place), MISSED if changed else NO_EFFECT, seen=noticed, seconds=_since(started))
 
 
